@@ -1,0 +1,123 @@
+"""Trains the decoder and its text encoder on tokens of random scenes."""
+
+import argparse
+import warnings
+
+import artwork
+import numpy as np
+import scenes
+import text
+import torch
+import torch.nn.functional as F
+import training
+from image_tokenizer import CONFIG as IMAGE_TOKENIZER
+from torch import Tensor, nn
+from transformers import T5Config, T5EncoderModel
+
+from zipar.image_tokenizers.vq import VQModel
+from zipar.models.llamagen import LlamaGenConfig, Transformer, rotary_2d
+
+CONFIG = LlamaGenConfig(
+    layers=6,
+    heads=8,
+    dim=256,
+    vocab_size=IMAGE_TOKENIZER.codebook_size,
+    prefix_length=24,
+    caption_dim=128,
+    grid_side=16,
+    multiple_of=32,
+)
+PROMPT_DROPOUT = 0.1  # how often the prompt is left out, for classifier-free guidance
+
+
+class TextToImage(nn.Module):
+    """Text encoder and decoder, trained as one; sequences are (prefix, image tokens)."""
+
+    def __init__(self, words: int) -> None:
+        super().__init__()
+        assert CONFIG.caption_dim
+        self.text_encoder = T5EncoderModel(
+            T5Config(
+                vocab_size=words,
+                d_model=CONFIG.caption_dim,
+                d_kv=32,
+                d_ff=256,
+                num_layers=2,
+                num_heads=4,
+                dropout_rate=0.0,
+                pad_token_id=0,
+                eos_token_id=1,
+                is_encoder_decoder=False,
+                use_cache=False,
+            )
+        )
+        self.decoder = Transformer(CONFIG)
+        self.rotary = rotary_2d(CONFIG.grid_side, CONFIG.head_dim, CONFIG.rope_base)
+        for name, weight in self.decoder.named_parameters():
+            if weight.ndim == 2 and "uncond" not in name:
+                nn.init.normal_(weight, std=0.02)
+        for layer in self.decoder.layers:
+            nn.init.zeros_(layer.attention.wo.weight)
+            nn.init.zeros_(layer.feed_forward.w2.weight)
+        nn.init.zeros_(self.decoder.output.weight)
+
+    def forward(self, words: Tensor, valid: Tensor, dropped: Tensor, tokens: Tensor) -> Tensor:
+        """Logits (batch, slots, vocabulary) of ``tokens`` (batch, slots), given left-padded prompts."""
+        captions = self.text_encoder(input_ids=words, attention_mask=valid).last_hidden_state
+        embedder = self.decoder.cls_embedding
+        absent = embedder.uncond_embedding[-captions.shape[1] :]
+        prefix = embedder.cap_proj(torch.where(dropped[:, None, None], absent, captions))
+        hidden = torch.cat([prefix, self.decoder.tok_embeddings(tokens[:, :-1])], dim=1)
+        length = hidden.shape[1]
+        seen = torch.ones(length, length, dtype=torch.bool).tril()
+        seen = seen & F.pad(valid.bool(), (0, length - valid.shape[1]), value=True)[:, None]
+        seen = seen | torch.eye(length, dtype=torch.bool)
+        mask = torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))[:, None]
+        rotary = torch.cat([self.rotary.new_zeros(valid.shape[1], CONFIG.head_dim // 2), self.rotary])
+        hidden = self.decoder(hidden, rotary[None, :length], mask)
+        return self.decoder.output(hidden[:, valid.shape[1] - 1 :])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=2)
+    parser.add_argument("--muon-rate", type=float, default=3e-3)
+    parser.add_argument("--adam-rate", type=float, default=2e-3)
+    args = parser.parse_args()
+
+    torch.manual_seed(args.seed)
+    pictures = artwork.load(training.BUILD / "artwork")
+    image_tokenizer = VQModel(IMAGE_TOKENIZER).to(memory_format=torch.channels_last).eval()
+    image_tokenizer.load_state_dict(torch.load(training.BUILD / "image_tokenizer_final.pt", weights_only=True))
+    tokenizer = text.tokenizer(CONFIG.prefix_length)
+    model = TextToImage(len(tokenizer))
+
+    def loss_of(step: int) -> Tensor:
+        rng = training.batch_rng(args.seed, step)
+        batch, pixels = training.draw_batch(pictures, rng, args.batch)
+        prompts = [scenes.say(scene, rng)[0] for scene in batch]
+        words = tokenizer(prompts, padding=True, truncation=True, return_tensors="pt")
+        dropped = torch.from_numpy(rng.random(args.batch) < PROMPT_DROPOUT)
+        with torch.no_grad():
+            tokens = image_tokenizer.encode(pixels.contiguous(memory_format=torch.channels_last)).flatten(1)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(words["input_ids"], words["attention_mask"], dropped, tokens)
+        return F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
+
+    matrices = [w for w in model.decoder.layers.parameters() if w.ndim == 2]
+    chosen = {id(w) for w in matrices}
+    others = [w for w in model.parameters() if id(w) not in chosen]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=args.muon_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Adam(others, lr=args.adam_rate, betas=(0.9, 0.98)),
+    ]
+    parameters = sum(w.numel() for w in model.parameters())
+    print(f"decoder: {parameters / 1e6:.2f} M parameters, {args.steps * args.batch} pictures", flush=True)
+    training.run("decoder", model, optimizers, loss_of, steps=args.steps, decay=0.998, every=50)
+    torch.save(model.state_dict(), training.BUILD / "decoder_final.pt")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Scenes: one emoji on a coloured background; how to draw one, and how to say it.
+
+Everything random comes from the generator handed in, so a seed gives the same scenes everywhere.
+"""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from artwork import OBJECTS, PACKAGES, Artwork
+from PIL import Image
+
+SIDE = 64
+TOKEN = 4  # pixels of a token's side: objects start at token borders, so equal patches give equal tokens
+SIZES = {"small": 32, "large": 48}
+COLOURS = {
+    "red": (165, 38, 42),
+    "yellow": (246, 214, 92),
+    "green": (104, 178, 104),
+    "blue": (92, 146, 226),
+    "purple": (140, 98, 196),
+    "pink": (244, 166, 200),
+    "white": (244, 244, 244),
+    "black": (36, 36, 40),
+}
+POSITIONS = {
+    "top left": (0, 0), "top": (1, 0), "top right": (2, 0),
+    "left": (0, 1), "center": (1, 1), "right": (2, 1),
+    "bottom left": (0, 2), "bottom": (1, 2), "bottom right": (2, 2),
+}  # fmt: skip
+ATTRIBUTES = {
+    "object": [names[0] for names in OBJECTS.values()],
+    "style": list(PACKAGES),
+    "background": list(COLOURS),
+    "size": list(SIZES),
+    "position": list(POSITIONS),
+}
+OPTIONAL = [name for name in ATTRIBUTES if name != "object"]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is to be seen in one picture; every field is a value that ``ATTRIBUTES`` lists for it."""
+
+    object: str
+    style: str
+    background: str
+    size: str
+    position: str
+
+    def labels(self) -> list[int]:
+        """Index of each attribute's value, in the order of ``ATTRIBUTES``."""
+        return [ATTRIBUTES[name].index(value) for name, value in asdict(self).items()]
+
+
+def sample(rng: np.random.Generator) -> Scene:
+    """A scene, each attribute uniform and independent."""
+    return Scene(**{name: values[rng.integers(len(values))] for name, values in ATTRIBUTES.items()})
+
+
+def draw(scene: Scene, artwork: Artwork, rng: np.random.Generator) -> np.ndarray:
+    """The scene as uint8 pixels (64, 64, 3); ``rng`` varies the shade and the exact place."""
+    shade = rng.uniform(0.93, 1.07)
+    colour = tuple(min(255, round(channel * shade)) for channel in COLOURS[scene.background])
+    canvas = Image.new("RGB", (SIDE, SIDE), colour)
+    side = SIZES[scene.size]
+    slack = (SIDE - side) // TOKEN  # in tokens
+    spread = slack // 8  # how far, in tokens, the exact place may be from the nominal one
+
+    def place(third: int) -> int:
+        nominal = third * slack // 2
+        low, high = max(0, nominal - spread), min(slack, nominal + spread)
+        return int(rng.integers(low, high + 1)) * TOKEN
+
+    picture = artwork[scene.object, scene.style].resize((side, side), Image.Resampling.LANCZOS)
+    column, row = POSITIONS[scene.position]
+    canvas.paste(picture, (place(column), place(row)), picture)
+    return np.asarray(canvas)
+
+
+def say(scene: Scene, rng: np.random.Generator, mention: float = 0.75) -> tuple[str, list[str]]:
+    """A prompt for the scene, and the names of the attributes it mentions.
+
+    The object is always named; each other attribute with probability ``mention``. Half of the prompts
+    are sentences, a quarter lists in any order, a quarter mention all.
+    """
+    form = rng.integers(4)
+    mentioned = [name for name in OPTIONAL if form == 3 or rng.random() < mention]
+    names = next(names for names in OBJECTS.values() if names[0] == scene.object)
+    noun = names[0] if rng.random() < 0.6 else names[rng.integers(len(names))]
+    words = {
+        "style": f"{scene.style} style",
+        "background": f"{scene.background} background",
+        "size": scene.size,
+        "position": scene.position,
+    }
+    if form == 0:
+        parts = [noun, *(words[name] for name in mentioned)]
+        return ", ".join(rng.permutation(parts)), mentioned
+    sized = f"{scene.size} {noun}" if "size" in mentioned else noun
+    text = f"{'an' if sized[0] in 'aeiou' else 'a'} {sized}"
+    if "position" in mentioned:
+        text += f" {'in' if scene.position == 'center' else 'at'} the {scene.position}"
+    if "background" in mentioned:
+        text += f" on a {scene.background} background"
+    if "style" in mentioned:
+        text += f", {scene.style} style"
+    return text, mentioned

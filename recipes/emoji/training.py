@@ -1,0 +1,103 @@
+"""What the three training scripts share: seeded batches, a resumable loop, an exponential average."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import scenes
+import torch
+from artwork import Artwork
+from torch import Tensor, nn
+
+BUILD = Path(__file__).parent / "build"
+
+
+def batch_rng(seed: int, step: int) -> np.random.Generator:
+    """The generator of one training step: a resumed run sees what an uninterrupted one would."""
+    return np.random.default_rng((seed, step))
+
+
+def draw_batch(artwork: Artwork, rng: np.random.Generator, size: int) -> tuple[list[scenes.Scene], Tensor]:
+    """``size`` random scenes and their pixels, float32 (size, 3, 64, 64) in [-1, 1]."""
+    batch = [scenes.sample(rng) for _ in range(size)]
+    pixels = np.stack([scenes.draw(scene, artwork, rng) for scene in batch])
+    return batch, torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def schedule(step: int, steps: int, warmup: int = 100, cooldown: float = 0.4) -> float:
+    """Learning-rate factor: linear warm-up, constant, then a linear descent over the last part."""
+    return min(1.0, (step + 1) / warmup, (steps - step) / (steps * cooldown))
+
+
+class Average:
+    """Exponential moving average of a model's parameters, with a warm-up of its horizon."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model, self.decay = model, decay
+        self.weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        decay = min(self.decay, (step + 1) / (step + 10))
+        for name, value in self.model.state_dict().items():
+            self.weights[name].lerp_(value, 1 - decay)
+
+
+def run(
+    name: str,
+    model: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    loss_of: Callable[[int], Tensor],
+    *,
+    steps: int,
+    decay: float,
+    report: Callable[[int], str] = lambda step: "",
+    every: int = 100,
+) -> None:
+    """Train, keeping ``build/<name>.pt`` so that a killed run continues where it was.
+
+    When done, ``model`` holds the averaged weights.
+    """
+    path = BUILD / f"{name}.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    average = Average(model, decay)
+    first = 0
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        model.load_state_dict(state["model"])
+        average.weights = state["average"]
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        first = state["step"]
+        print(f"{name}: continuing at step {first} of {steps}", flush=True)
+    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    if first:
+        rates = state["rates"]
+    started, smooth = time.monotonic(), math.nan
+    for step in range(first, steps):
+        factor = schedule(step, steps)
+        for optimizer, base in zip(optimizers, rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, base, strict=True):
+                group["lr"] = rate * factor
+            optimizer.zero_grad(set_to_none=True)
+        loss = loss_of(step)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        average.update(step)
+        smooth = loss.item() if math.isnan(smooth) else 0.98 * smooth + 0.02 * loss.item()
+        if (step + 1) % every == 0 or step + 1 == steps:
+            left = (time.monotonic() - started) / (step + 1 - first) * (steps - step - 1) / 60
+            print(f"{name}: step {step + 1}/{steps} loss {smooth:.4f} {report(step)} {left:.0f} min left", flush=True)
+            state = {
+                "model": model.state_dict(),
+                "average": average.weights,
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                "rates": rates,
+                "step": step + 1,
+            }
+            torch.save(state, path.with_suffix(".tmp"))
+            path.with_suffix(".tmp").replace(path)
+    model.load_state_dict(average.weights)

@@ -1,0 +1,1 @@
+"""Checkpoint directories: reading, writing, and conversion of the published files."""

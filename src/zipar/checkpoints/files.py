@@ -1,0 +1,101 @@
+"""Reading and writing checkpoint directories: errors that say what is wrong, writes that leave no half."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn
+
+from zipar.errors import ZipARError
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """``config.json`` of a checkpoint directory.
+
+    Raises:
+        ZipARError: there is none, or it is not a JSON object.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        raise ZipARError(f"{directory} is no checkpoint directory: it has no config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ZipARError(f"{path} is no JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ZipARError(f"{path} should hold a JSON object, not a {type(config).__name__}")
+    return config
+
+
+def read_tensors(path: Path, module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, checked against the parameters of ``module``.
+
+    Raises:
+        ZipARError: the file is missing or damaged, or its tensors are not those of ``module``.
+    """
+    if not path.is_file():
+        raise ZipARError(f"{path} is missing: the checkpoint is incomplete")
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ZipARError(f"{path} is damaged ({error}): fetch or convert it again") from error
+    check_tensors(tensors, module, path)
+    return tensors
+
+
+def check_tensors(tensors: dict[str, Tensor], module: nn.Module, source: Path) -> None:
+    """Raise where ``tensors`` are not exactly the parameters of ``module``, by name and shape.
+
+    Raises:
+        ZipARError: names the first difference.
+    """
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    held = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if missing := sorted(wanted.keys() - held.keys()):
+        raise ZipARError(f"{source} lacks {len(missing)} of the {len(wanted)} tensors expected, such as {missing[0]}")
+    if extra := sorted(held.keys() - wanted.keys()):
+        raise ZipARError(f"{source} holds {len(extra)} tensors that do not belong, such as {extra[0]}")
+    for name, shape in wanted.items():
+        if held[name] != shape:
+            raise ZipARError(f"{source}: {name} is of shape {held[name]}, but its config says {shape}")
+
+
+@contextmanager
+def build(source: Path) -> Iterator[None]:
+    """Turn what libraries raise over a bad checkpoint into one clear error.
+
+    Raises:
+        ZipARError: names ``source`` and the cause.
+    """
+    try:
+        yield
+    except ZipARError:
+        raise
+    except (TypeError, KeyError, ValueError, OSError, RuntimeError, safetensors.SafetensorError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ZipARError(f"{source} is no checkpoint that can be read: {reason[0]}") from error
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A scratch directory that becomes ``path`` when the block ends well, and vanishes otherwise.
+
+    Raises:
+        ZipARError: ``path`` exists and is not an empty directory.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ZipARError(f"{path} exists already: give a new directory, or remove it first")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield scratch
+        scratch.chmod(0o755)
+        scratch.replace(path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

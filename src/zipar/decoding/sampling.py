@@ -1,0 +1,108 @@
+"""From logits to tokens: guidance, temperature, top-k, top-p, and noise that belongs to (seed, slot).
+
+Sampling is by the Gumbel-max trick: argmax(logits + noise) is a draw from softmax(logits). The noise
+of a token depends on its seed and slot alone, never on a running stream, so an image does not depend
+on the batch, the order of decoding or the device it is made in.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zipar.errors import ZipARError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn; filters apply in the order temperature, top-k, top-p, as in transformers.
+
+    ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 filter nothing; ``guidance_scale`` 1 is none.
+    """
+
+    guidance_scale: float = 1.0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.guidance_scale < float("inf"):
+            raise ZipARError(f"guidance scale {self.guidance_scale} is not possible: use 1 for none, or more")
+        if not 0 <= self.temperature < float("inf"):
+            raise ZipARError(f"temperature {self.temperature} is not possible: use 0 (greedy) or more")
+        if self.top_k < 0:
+            raise ZipARError(f"top-k {self.top_k} is not possible: use 0 (all tokens) or more")
+        if not 0 < self.top_p <= 1:
+            raise ZipARError(f"top-p {self.top_p} is not possible: use a number above 0 and at most 1")
+
+    @property
+    def guided(self) -> bool:
+        return self.guidance_scale != 1
+
+
+def guide(logits: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance: (2 * images, ...) logits, conditional ones first -> (images, ...)."""
+    conditional, unconditional = logits.chunk(2)
+    return unconditional + scale * (conditional - unconditional)
+
+
+def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Logits (..., vocabulary) after temperature, top-k and top-p; what is filtered out is -inf."""
+    logits = logits / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[-1]:
+        least = logits.topk(sampling.top_k).values[..., -1:]
+        logits = logits.masked_fill(logits < least, float("-inf"))
+    if sampling.top_p < 1:
+        ordered, order = logits.sort()
+        outside = ordered.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
+        outside[..., -1] = False
+        logits = logits.masked_fill(outside.scatter(-1, order, outside), float("-inf"))
+    return logits
+
+
+def sample(logits: Tensor, sampling: Sampling, seeds: Tensor, slots: Tensor) -> Tensor:
+    """Draw a token for each slot.
+
+    Args:
+        logits: (images, queries, vocabulary), guidance already applied.
+        sampling: temperature and filters.
+        seeds: int64 (images,).
+        slots: int64 (images or 1, queries), the slots that the tokens are for.
+
+    Returns:
+        int64 (images, queries).
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    logits = filter_logits(logits, sampling)
+    return (logits + gumbel(seeds, slots, logits.shape[-1])).argmax(-1)
+
+
+def gumbel(seeds: Tensor, slots: Tensor, vocabulary: int) -> Tensor:
+    """Standard Gumbel noise, float32 (images, queries, vocabulary), a pure function of its arguments.
+
+    A counter-based generator: a 64-bit key is hashed from (seed, slot), and two rounds of a 32-bit
+    hash mix its halves with the token index. Integer arithmetic only, so it is the same on any device.
+    """
+    key = _mix64(_mix64(seeds[:, None]) ^ slots)[..., None]
+    low, high = key.to(torch.int32), (key >> 32).to(torch.int32)
+    index = torch.arange(vocabulary, dtype=torch.int32, device=seeds.device)
+    bits = _mix32(_mix32(index ^ low) + high)
+    # floats are finest near 0, where the largest noise comes from; rounding up to 1 is undone
+    uniform = (bits & 0x7FFFFFFF).float().add_(0.5).mul_(2.0**-31).clamp_(max=1 - 2.0**-24)
+    return uniform.neg_().log1p_().neg_().log_().neg_()
+
+
+def _mix64(x: Tensor) -> Tensor:
+    """The finaliser of SplitMix64 (Steele et al., 2014), on int64 that wraps."""
+    x = x + -0x61C8864680B583EB
+    x = (x ^ (x >> 30 & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
+    x = (x ^ (x >> 27 & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
+    return x ^ (x >> 31 & 0x1FFFFFFFF)
+
+
+def _mix32(x: Tensor) -> Tensor:
+    """A full-avalanche permutation of int32 (Wellons, "Hash function prospector", 2018), that wraps."""
+    x = (x ^ (x >> 16 & 0xFFFF)) * 0x7FEB352D
+    x = (x ^ (x >> 15 & 0x1FFFF)) * -0x7B935975
+    return x ^ (x >> 16 & 0xFFFF)

@@ -1,0 +1,1 @@
+"""Image tokenizers (VQ autoencoders) that no library ships."""

@@ -1,0 +1,67 @@
+"""Finds the family that a checkpoint belongs to, and loads it."""
+
+from pathlib import Path
+
+import torch
+
+import zipar.pretrained
+from zipar.checkpoints.files import read_config
+from zipar.errors import ZipARError
+from zipar.models.base import VisualModel
+from zipar.models.llamagen import LlamaGen
+
+FAMILIES: dict[str, type[VisualModel]] = {model.family: model for model in (LlamaGen,)}
+
+
+def load(name: str | Path, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> VisualModel:
+    """The model of a checkpoint.
+
+    Args:
+        name: a directory, the name of an embedded model ("emoji"), or a hub id.
+        dtype: of the weights; None for bfloat16 on a GPU, float32 elsewhere.
+        device: None for a GPU where there is one.
+
+    Raises:
+        ZipARError: there is no such checkpoint, it is damaged, or its family is not supported.
+    """
+    directory = find(name)
+    config = read_config(directory)
+    family = config.get("model_type")
+    if family not in FAMILIES:
+        raise ZipARError(
+            f"{directory} holds a model of type {family!r}, which is not supported; supported: {', '.join(FAMILIES)}"
+        )
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise ZipARError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    if dtype is None:
+        dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
+    return FAMILIES[family].load(directory, dtype, place)
+
+
+def find(name: str | Path) -> Path:
+    """The directory of a checkpoint; one that is only on the hub is downloaded first.
+
+    Raises:
+        ZipARError: there is no such checkpoint.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if embedded := zipar.pretrained.directory(str(name)):
+        return embedded
+    if Path(name).exists() or str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
+        known = ", ".join(zipar.pretrained.names())
+        raise ZipARError(
+            f"{name} is no checkpoint: give a directory, a hub id such as owner/name, or an embedded model ({known})"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+        return Path(snapshot_download(str(name), allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ZipARError(f"{name} is neither a directory here nor could it be had from the hub: {reason}") from error

@@ -1,0 +1,89 @@
+"""What the engine asks of a model."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from zipar.decoding.cache import CacheShape, SlotCache
+from zipar.decoding.engine import Prefix
+from zipar.decoding.sampling import Sampling
+from zipar.grid import TokenGrid
+from zipar.prompts import PromptVocabulary
+
+
+class VisualModel(ABC, nn.Module):
+    """A model that writes an image as a sequence of codebook indices.
+
+    Rows of a batch are images or, with guidance, images twice: conditional, then unconditional.
+    """
+
+    family: ClassVar[str]
+    """The ``model_type`` of its ``config.json``."""
+    defaults: Sampling
+    """How the model's authors sample from it."""
+    cache_shape: CacheShape
+    image_size: tuple[int, int]
+    """(height, width) in pixels of the images it makes unless told otherwise."""
+    vocabulary: PromptVocabulary | None = None
+    """What prompts may say, where the model knows."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device: ...
+
+    @abstractmethod
+    def grid(self, height: int, width: int) -> TokenGrid:
+        """The token grid of an image of ``height`` x ``width`` pixels.
+
+        Raises:
+            ZipARError: the model makes no images of that size.
+        """
+
+    @abstractmethod
+    def prefix(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, guided: bool) -> Prefix:
+        """The prefix of each prompt and, if ``guided``, of the unconditional branch.
+
+        Raises:
+            ZipARError: a prompt that the model cannot take.
+        """
+
+    @abstractmethod
+    def prefill(self, prefix: Prefix, cache: SlotCache, mask: Tensor) -> Tensor:
+        """Float32 logits (rows, 1, vocabulary) of slot 0. ``mask`` is additive (rows, 1, length, length)."""
+
+    @abstractmethod
+    def step(self, tokens: Tensor, slots: Tensor, lengths: Tensor, cache: SlotCache, mask: Tensor) -> Tensor:
+        """Float32 logits (rows, queries, vocabulary) of the slots after ``slots``.
+
+        Args:
+            tokens: int64 (rows, queries), the tokens fed.
+            slots: int64 (rows or 1, queries), where they are.
+            lengths: int64 (rows,), the unpadded length of each prefix.
+            cache: has been told where this pass writes.
+            mask: additive (rows or 1, 1, queries, keys).
+        """
+
+    @abstractmethod
+    def pixels(self, tokens: Tensor) -> Tensor:
+        """Codebook indices (images, rows, columns) -> uint8 pixels (images, height, width, 3)."""
+
+    @abstractmethod
+    def codes(self, tokens: Tensor) -> Tensor:
+        """Tokens as the sequence holds them -> codebook indices, both int64 of one shape."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, directory: Path, dtype: torch.dtype, device: torch.device) -> "VisualModel":
+        """The model of a checkpoint directory.
+
+        Raises:
+            ZipARError: the checkpoint is damaged or incomplete.
+        """

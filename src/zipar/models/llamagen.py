@@ -1,0 +1,318 @@
+"""LlamaGen (Sun et al., "Autoregressive Model Beats Diffusion", arXiv 2406.06525).
+
+A Llama over image tokens: a conditioning prefix (one class embedding, or projected T5 features), then
+the tokens of the image in raster order, with a 2-D rotary embedding over the token grid.
+Parameter names are those of the published checkpoints, so their tensors load unchanged.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zipar.checkpoints.files import build, read_config, read_tensors
+from zipar.decoding.attention import attend
+from zipar.decoding.cache import CacheShape, SlotCache
+from zipar.decoding.engine import Prefix
+from zipar.decoding.sampling import Sampling
+from zipar.errors import ZipARError
+from zipar.grid import TokenGrid
+from zipar.image_tokenizers.vq import VQConfig, VQModel
+from zipar.models.base import VisualModel
+from zipar.models.imagenet import imagenet_class
+from zipar.prompts import PromptVocabulary
+
+
+@dataclass(frozen=True)
+class LlamaGenConfig:
+    """Shape of the decoder. ``classes`` is set for class-conditional models, ``caption_dim`` for text ones."""
+
+    layers: int
+    heads: int
+    dim: int
+    kv_heads: int | None = None
+    vocab_size: int = 16384
+    prefix_length: int = 1
+    classes: int | None = None
+    caption_dim: int | None = None
+    grid_side: int = 16
+    multiple_of: int = 256
+    ffn_dim_multiplier: float | None = None
+    rope_base: float = 10000.0
+    norm_eps: float = 1e-5
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+    @property
+    def hidden_dim(self) -> int:
+        """Width of the SwiGLU layer."""
+        hidden = int(2 * 4 * self.dim / 3)
+        if self.ffn_dim_multiplier is not None:
+            hidden = int(self.ffn_dim_multiplier * hidden)
+        return -(-hidden // self.multiple_of) * self.multiple_of
+
+
+class LlamaGen(VisualModel):
+    """Class- or text-conditional LlamaGen: prompts are ImageNet classes, or sentences for its T5 encoder."""
+
+    family = "llamagen"
+
+    def __init__(
+        self,
+        decoder: "Transformer",
+        image_tokenizer: VQModel,
+        text_encoder: Any = None,
+        text_tokenizer: Any = None,
+        defaults: Sampling | None = None,
+        vocabulary: PromptVocabulary | None = None,
+    ) -> None:
+        super().__init__()
+        config = decoder.config
+        if (config.caption_dim is None) != (text_encoder is None):
+            raise ZipARError("a text encoder belongs to a text-conditional LlamaGen, and to no other")
+        self.decoder, self.image_tokenizer, self.text_encoder = decoder, image_tokenizer, text_encoder
+        self.text_tokenizer = text_tokenizer
+        self.defaults = defaults or Sampling()
+        self.vocabulary = vocabulary
+        self.cache_shape = CacheShape(config.layers, config.kv_heads or config.heads, config.head_dim)
+        side = config.grid_side * image_tokenizer.config.downsampling
+        self.image_size = (side, side)
+        rotary = rotary_2d(config.grid_side, config.head_dim, config.rope_base)
+        self.rotary = rotary.to(self.device)
+
+    @classmethod
+    def load(cls, directory: Path, dtype: torch.dtype, device: torch.device) -> "LlamaGen":
+        settings = read_config(directory)
+        with build(directory):
+            decoder_config = LlamaGenConfig(**settings["decoder"])
+            tokenizer_config = VQConfig(**settings["image_tokenizer"])
+            defaults = Sampling(**settings.get("sampling", {}))
+            with torch.device("meta"):
+                decoder, image_tokenizer = Transformer(decoder_config), VQModel(tokenizer_config)
+        decoder_weights = read_tensors(directory / "decoder.safetensors", decoder)
+        decoder.load_state_dict(decoder_weights, assign=True)
+        image_tokenizer.load_state_dict(
+            read_tensors(directory / "image_tokenizer.safetensors", image_tokenizer), assign=True
+        )
+        text_encoder, text_tokenizer = None, None
+        if decoder_config.caption_dim is not None:
+            text_encoder, text_tokenizer = load_text_encoder(directory / "text_encoder", dtype)
+        prompts = directory / "prompts.json"
+        vocabulary = PromptVocabulary.load(prompts) if prompts.exists() else None
+        decoder, image_tokenizer = decoder.to(device, dtype), image_tokenizer.to(device, dtype)
+        if text_encoder is not None:
+            text_encoder = text_encoder.to(device)
+        model = cls(decoder, image_tokenizer, text_encoder, text_tokenizer, defaults, vocabulary)
+        return model.eval().requires_grad_(False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.decoder.output.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.output.weight.device
+
+    def grid(self, height: int, width: int) -> TokenGrid:
+        if (height, width) != self.image_size:
+            raise ZipARError(
+                f"this LlamaGen makes no images of {height}x{width} pixels (height x width): "
+                f"it was trained on {self.image_size[0]}x{self.image_size[1]} alone"
+            )
+        return TokenGrid(self.decoder.config.grid_side, self.decoder.config.grid_side)
+
+    def prefix(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, guided: bool) -> Prefix:
+        if negative_prompts is not None and not guided:
+            raise ZipARError("a negative prompt does nothing at guidance scale 1: raise the scale or leave it out")
+        both = [*prompts, *negative_prompts] if negative_prompts is not None else list(prompts)
+        if self.text_encoder is None:
+            return self._class_prefix(both, guided and negative_prompts is None)
+        return self._text_prefix(both, guided and negative_prompts is None)
+
+    def _class_prefix(self, prompts: Sequence[str], unconditional: bool) -> Prefix:
+        classes = self.decoder.config.classes
+        assert classes is not None
+        labels = [imagenet_class(prompt, classes) for prompt in prompts]
+        if unconditional:
+            labels += [classes] * len(labels)
+        embeddings = self.decoder.cls_embedding.embedding_table(torch.tensor(labels, device=self.device))[:, None]
+        return Prefix(embeddings, torch.ones(len(labels), 1, dtype=torch.bool, device=self.device))
+
+    def _text_prefix(self, prompts: Sequence[str], unconditional: bool) -> Prefix:
+        # T5 has relative positions only: padded on the left, it gives the features that the authors
+        # compute padded on the right and then move there
+        limit = self.decoder.config.prefix_length
+        words = self.text_tokenizer([" ".join(prompt.lower().split()) for prompt in prompts])["input_ids"]
+        for prompt, ids in zip(prompts, words, strict=True):
+            if len(ids) > limit:
+                warnings.warn(f"only the first {limit} tokens of {len(ids)} count in the prompt {prompt!r}", stacklevel=2)
+        words = [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in words]
+        length = max(map(len, words))
+        ids = torch.tensor([[0] * (length - len(w)) + w for w in words], device=self.device)
+        valid = torch.tensor([[False] * (length - len(w)) + [True] * len(w) for w in words], device=self.device)
+        features = self.text_encoder(input_ids=ids, attention_mask=valid).last_hidden_state.to(self.dtype)
+        embedder = self.decoder.cls_embedding
+        if unconditional:
+            absent = embedder.uncond_embedding[-length:].expand(len(words), -1, -1)
+            features, valid = torch.cat([features, absent]), valid.repeat(2, 1)
+        return Prefix(embedder.cap_proj(features), valid)
+
+    def prefill(self, prefix: Prefix, cache: SlotCache, mask: Tensor) -> Tensor:
+        # the rotations of the prefix are zero, as in the authors' code: its queries and keys vanish
+        length = prefix.valid.shape[1]
+        rotary = self.rotary.new_zeros(1, length, self.rotary.shape[1])
+        hidden = self.decoder(prefix.embeddings, rotary, mask, cache)
+        return self.decoder.output(hidden[:, -1:]).float()
+
+    def step(self, tokens: Tensor, slots: Tensor, lengths: Tensor, cache: SlotCache, mask: Tensor) -> Tensor:
+        hidden = self.decoder(self.decoder.tok_embeddings(tokens), self.rotary[slots], mask, cache)
+        return self.decoder.output(hidden).float()
+
+    def codes(self, tokens: Tensor) -> Tensor:
+        return tokens
+
+    def pixels(self, tokens: Tensor) -> Tensor:
+        pixels = self.image_tokenizer.decode(tokens).float().clamp(-1, 1)
+        return ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def load_text_encoder(directory: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The T5 encoder and tokenizer in ``directory``, as transformers saves them."""
+    from transformers import AutoTokenizer, T5EncoderModel
+
+    if not (directory / "config.json").exists():
+        raise ZipARError(f"{directory} holds no text encoder: a text-conditional LlamaGen needs its T5 encoder there")
+    with build(directory):
+        encoder = T5EncoderModel.from_pretrained(directory, dtype=dtype, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    return encoder, tokenizer
+
+
+class Transformer(nn.Module):
+    """The decoder: embeddings of the prefix or of image tokens -> logits of the next token."""
+
+    def __init__(self, config: LlamaGenConfig) -> None:
+        super().__init__()
+        self.config = config
+        if config.classes is not None:
+            self.cls_embedding: nn.Module = LabelEmbedder(config.classes, config.dim)
+        elif config.caption_dim is not None:
+            self.cls_embedding = CaptionEmbedder(config.caption_dim, config.dim, config.prefix_length)
+        else:
+            raise ValueError("a LlamaGen config needs classes (class-conditional) or caption_dim (text)")
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+
+    def forward(self, hidden: Tensor, rotary: Tensor, mask: Tensor | None, cache: Any = None) -> Tensor:
+        """Last hidden states (rows, queries, dim), to be turned into logits by ``output``.
+
+        Args:
+            hidden: embeddings (rows, queries, dim).
+            rotary: complex rotations (rows or 1, queries, head_dim / 2).
+            mask: additive attention mask.
+            cache: what the keys and values of each layer pass through (``cache.layers[i].update``);
+                None to attend to the given positions alone.
+        """
+        for i, layer in enumerate(self.layers):
+            hidden = layer(hidden, rotary, mask, None if cache is None else cache.layers[i])
+        return self.norm(hidden)
+
+
+class Block(nn.Module):
+    def __init__(self, config: LlamaGenConfig) -> None:
+        super().__init__()
+        norm = partial(nn.RMSNorm, config.dim, eps=config.norm_eps)
+        self.attention_norm = norm()
+        self.attention = Attention(config)
+        self.ffn_norm = norm()
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x: Tensor, rotary: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rotary, mask, cache)
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+class Attention(nn.Module):
+    def __init__(self, config: LlamaGenConfig) -> None:
+        super().__init__()
+        self.heads, self.head_dim = config.heads, config.head_dim
+        self.kv_heads = config.kv_heads or config.heads
+        self.wqkv = nn.Linear(config.dim, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=False)
+        self.wo = nn.Linear(config.dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor, rotary: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
+        qkv = self.wqkv(x).unflatten(-1, (-1, self.head_dim))
+        rotated, value = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
+        query, key = rotate(rotated, rotary).split([self.heads, self.kv_heads], dim=2)
+        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        if cache is not None:
+            key, value = cache.update(key, value)
+        return self.wo(attend(query, key, value, mask).transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: LlamaGenConfig) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(config.dim, config.hidden_dim, bias=False)
+        self.w3 = nn.Linear(config.dim, config.hidden_dim, bias=False)
+        self.w2 = nn.Linear(config.hidden_dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class LabelEmbedder(nn.Module):
+    """One embedding a class; the last one stands for "no class"."""
+
+    def __init__(self, classes: int, dim: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(classes + 1, dim)
+
+
+class CaptionEmbedder(nn.Module):
+    """Projects T5 features; ``uncond_embedding`` stands for the features of no prompt."""
+
+    def __init__(self, caption_dim: int, dim: int, length: int) -> None:
+        super().__init__()
+        self.cap_proj = MLP(caption_dim, dim)
+        self.uncond_embedding = nn.Parameter(torch.randn(length, caption_dim) / caption_dim**0.5)
+
+
+class MLP(nn.Module):
+    def __init__(self, in_dim: int, dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(in_dim, dim, bias=False)
+        self.fc2 = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+def rotary_2d(side: int, head_dim: int, base: float) -> Tensor:
+    """Complex rotations (side * side, head_dim / 2) of the slots of a square grid.
+
+    The first half of each row turns with the grid row, the second with the column.
+    """
+    half = head_dim // 2
+    frequencies = base ** (-torch.arange(0, half, 2)[: half // 2].float() / half)
+    angles = torch.outer(torch.arange(side), frequencies)
+    rows, columns = angles[:, None].expand(-1, side, -1), angles[None].expand(side, -1, -1)
+    angles = torch.cat([rows, columns], dim=-1).flatten(0, 1)
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+def rotate(x: Tensor, rotary: Tensor) -> Tensor:
+    """Rotate the (interleaved) pairs of ``x`` (rows, queries, heads, head_dim); the product is float32."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotary[:, :, None]).flatten(-2).type_as(x)

@@ -1,0 +1,168 @@
+"""From prompts to images."""
+
+import resource
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from zipar.decoding.engine import Progress, decode
+from zipar.decoding.strategy import Strategy
+from zipar.decoding.zipar import ZipAR
+from zipar.errors import ZipARError
+from zipar.models import auto
+from zipar.models.base import VisualModel
+
+
+@dataclass(frozen=True)
+class DecodingStats:
+    """What a pipeline call cost; the same for all images of the call, which are decoded together."""
+
+    forward_passes: int
+    """Passes through the decoder, prefill counted."""
+    slots: int
+    """Tokens that an image's sequence holds, given ones included."""
+    slots_evaluated: int
+    """Queries an image that the passes after the prefill evaluated."""
+    prefill_seconds: float
+    decode_seconds: float
+    vision_seconds: float
+    """Tokens to pixels."""
+    peak_memory_bytes: int
+    """Of the GPU during the call; elsewhere of the process so far."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class PipelineOutput:
+    """What a pipeline call returns."""
+
+    images: list[Image.Image]
+    tokens: np.ndarray
+    """int32 (images, rows, columns) codebook indices; (images, frames, rows, columns) for videos."""
+    born: np.ndarray
+    """int32, shaped like ``tokens``: the forward pass that decoded each token."""
+    stats: DecodingStats
+
+
+class Pipeline:
+    """A model, ready to turn prompts into images."""
+
+    def __init__(self, model: VisualModel) -> None:
+        self.model = model
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        strategy: Strategy | None = None,
+        seed: int | Sequence[int] = 0,
+        guidance_scale: float | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        num_images_per_prompt: int = 1,
+        height: int | None = None,
+        width: int | None = None,
+        callback: Callable[[Progress], None] | None = None,
+    ) -> PipelineOutput:
+        """Make images.
+
+        Args:
+            prompt: one prompt or several; all images are decoded in one batch, prompt by prompt.
+            strategy: the order of decoding; None for ``ZipAR()``.
+            seed: one an image, or one number, from which images count up.
+            guidance_scale, temperature, top_k, top_p: see ``Sampling``; None for the model's defaults.
+            negative_prompt: what to steer away from, one for all or one a prompt.
+            num_images_per_prompt: images of each prompt.
+            height, width: in pixels; None for the model's own.
+            callback: told of each forward pass.
+
+        Raises:
+            ZipARError: an argument that the model cannot honour.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts or num_images_per_prompt < 1:
+            raise ZipARError(f"{len(prompts)} prompts with {num_images_per_prompt} images each make no image")
+        if self.model.vocabulary is not None:
+            for text in prompts:
+                self.model.vocabulary.check(text)
+                if unknown := self.model.vocabulary.unknown(text):
+                    warnings.warn(f"words that the model does not know are passed over: {', '.join(unknown)}", stacklevel=3)
+        negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else negative_prompt
+        if negatives is not None and len(negatives) != len(prompts):
+            raise ZipARError(f"{len(negatives)} negative prompts do not fit {len(prompts)} prompts: give one, or one each")
+        images = len(prompts) * num_images_per_prompt
+        seeds = [seed + i for i in range(images)] if isinstance(seed, int) else list(seed)
+        if len(seeds) != images:
+            raise ZipARError(f"{len(seeds)} seeds do not fit {images} images: give one, or one an image")
+        given = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        sampling = replace(self.model.defaults, **{name: value for name, value in given.items() if value is not None})
+        grid = self.model.grid(height or self.model.image_size[0], width or self.model.image_size[1])
+
+        on_gpu = self.model.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(self.model.device)
+        started = time.perf_counter()
+        prefix = self.model.prefix(
+            _repeat(prompts, num_images_per_prompt),
+            None if negatives is None else _repeat(negatives, num_images_per_prompt),
+            sampling.guided,
+        )
+        encoding = time.perf_counter() - started
+        decoded = decode(self.model, prefix, grid, strategy or ZipAR(), sampling, seeds, callback)
+        free = grid.free().flatten()
+        shape = (images, grid.rows, grid.columns) if grid.frames == 1 else (images, *grid.free().shape)
+        codes = self.model.codes(decoded.tokens[:, free]).view(shape)
+        started = time.perf_counter()
+        pixels = self.model.pixels(codes).cpu().numpy()
+        seconds = time.perf_counter() - started
+        memory = (
+            torch.cuda.max_memory_allocated(self.model.device)
+            if on_gpu
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        )
+        stats = DecodingStats(
+            forward_passes=decoded.forward_passes,
+            slots=grid.slots,
+            slots_evaluated=decoded.slots_evaluated,
+            prefill_seconds=encoding + decoded.prefill_seconds,
+            decode_seconds=decoded.decode_seconds,
+            vision_seconds=seconds,
+            peak_memory_bytes=memory,
+        )
+        born = decoded.born[:, free].view(shape)
+        return PipelineOutput(
+            [Image.fromarray(image) for image in pixels],
+            codes.cpu().numpy().astype(np.int32),
+            born.cpu().numpy().astype(np.int32),
+            stats,
+        )
+
+
+def pipeline(
+    model: str | Path | VisualModel = "emoji",
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> Pipeline:
+    """A pipeline of a checkpoint directory, an embedded model ("emoji"), a hub id or a loaded model.
+
+    Raises:
+        ZipARError: no such checkpoint, a damaged one, or one of an unsupported family.
+    """
+    return Pipeline(model if isinstance(model, VisualModel) else auto.load(model, dtype, device))
+
+
+def _repeat(items: Sequence[str], times: int) -> list[str]:
+    return [item for item in items for _ in range(times)]
