@@ -1,19 +1,17 @@
 """Trains the decoder and its text encoder on tokens of random scenes."""
 
 import argparse
-import warnings
 
-import artwork
-import numpy as np
-import scenes
-import text
 import torch
 import torch.nn.functional as F
-import training
-from image_tokenizer import CONFIG as IMAGE_TOKENIZER
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
 
+import artwork
+import scenes
+import text
+import training
+from image_tokenizer import CONFIG as IMAGE_TOKENIZER
 from zipar.image_tokenizers.vq import VQModel
 from zipar.models.llamagen import LlamaGenConfig, Transformer, rotary_2d
 

@@ -2,12 +2,12 @@
 
 import argparse
 
-import artwork
 import torch
 import torch.nn.functional as F
-import training
 from torch import Tensor
 
+import artwork
+import training
 from zipar.image_tokenizers.vq import VQConfig, VQModel
 
 CONFIG = VQConfig(
@@ -65,9 +65,7 @@ def main() -> None:
         return f"codes used {int((used > 0).sum())}"
 
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, betas=(0.9, 0.99))
-    training.run(
-        "image_tokenizer", model, [optimizer], loss_of, steps=args.steps, decay=0.99, report=report, every=110
-    )
+    training.run("image_tokenizer", model, [optimizer], loss_of, steps=args.steps, decay=0.99, report=report, every=110)
     torch.save(model.state_dict(), training.BUILD / "image_tokenizer_final.pt")
 
 

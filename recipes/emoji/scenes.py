@@ -6,8 +6,9 @@ Everything random comes from the generator handed in, so a seed gives the same s
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from artwork import OBJECTS, PACKAGES, Artwork
 from PIL import Image
+
+from artwork import OBJECTS, PACKAGES, Artwork
 
 SIDE = 64
 TOKEN = 4  # pixels of a token's side: objects start at token borders, so equal patches give equal tokens

@@ -3,10 +3,11 @@
 import re
 from typing import Any
 
-import scenes
-from artwork import OBJECTS
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+
+import scenes
+from artwork import OBJECTS
 
 FILLERS = ["a", "an", "the", "at", "in", "on", "background", "style"]
 

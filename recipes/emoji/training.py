@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import scenes
 import torch
-from artwork import Artwork
 from torch import Tensor, nn
+
+import scenes
+from artwork import Artwork
 
 BUILD = Path(__file__).parent / "build"
 

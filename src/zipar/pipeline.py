@@ -98,10 +98,14 @@ class Pipeline:
             for text in prompts:
                 self.model.vocabulary.check(text)
                 if unknown := self.model.vocabulary.unknown(text):
-                    warnings.warn(f"words that the model does not know are passed over: {', '.join(unknown)}", stacklevel=3)
+                    warnings.warn(
+                        f"words that the model does not know are passed over: {', '.join(unknown)}", stacklevel=3
+                    )
         negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else negative_prompt
         if negatives is not None and len(negatives) != len(prompts):
-            raise ZipARError(f"{len(negatives)} negative prompts do not fit {len(prompts)} prompts: give one, or one each")
+            raise ZipARError(
+                f"{len(negatives)} negative prompts do not fit {len(prompts)} prompts: give one, or one each"
+            )
         images = len(prompts) * num_images_per_prompt
         seeds = [seed + i for i in range(images)] if isinstance(seed, int) else list(seed)
         if len(seeds) != images:

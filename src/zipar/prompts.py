@@ -1,6 +1,7 @@
 """What a model's prompts may say, for models that know: a closed vocabulary, kept beside the checkpoint."""
 
 import difflib
+import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class PromptVocabulary:
             return
         phrases = {phrase: value for phrase, attribute, value in self._phrases() if attribute == missing[0]}
         words = _words(prompt)
-        pairs = [" ".join(pair) for pair in zip(words, words[1:], strict=False)]
+        pairs = [" ".join(pair) for pair in itertools.pairwise(words)]
         close = [match for word in [*words, *pairs] for match in difflib.get_close_matches(word, phrases, 3)]
         hint = ", ".join(dict.fromkeys(phrases[match] for match in close))
         raise ZipARError(

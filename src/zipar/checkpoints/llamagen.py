@@ -3,13 +3,11 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
 from zipar.checkpoints.files import new_directory
-from zipar.decoding.sampling import Sampling
 from zipar.models.llamagen import LlamaGen
 
 

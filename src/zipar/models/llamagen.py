@@ -5,7 +5,6 @@ the tokens of the image in raster order, with a 2-D rotary embedding over the to
 Parameter names are those of the published checkpoints, so their tensors load unchanged.
 """
 
-import dataclasses
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -154,7 +153,9 @@ class LlamaGen(VisualModel):
         words = self.text_tokenizer([" ".join(prompt.lower().split()) for prompt in prompts])["input_ids"]
         for prompt, ids in zip(prompts, words, strict=True):
             if len(ids) > limit:
-                warnings.warn(f"only the first {limit} tokens of {len(ids)} count in the prompt {prompt!r}", stacklevel=2)
+                warnings.warn(
+                    f"only the first {limit} tokens of {len(ids)} count in the prompt {prompt!r}", stacklevel=2
+                )
         words = [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in words]
         length = max(map(len, words))
         ids = torch.tensor([[0] * (length - len(w)) + w for w in words], device=self.device)

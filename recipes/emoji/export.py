@@ -1,0 +1,53 @@
+"""Puts the trained parts together: the checkpoint directory that ships in the package."""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import text
+import torch
+import training
+from decoder import CONFIG, TextToImage
+from image_tokenizer import CONFIG as IMAGE_TOKENIZER
+
+from zipar.checkpoints.llamagen import write
+from zipar.decoding.sampling import Sampling
+from zipar.image_tokenizers.vq import VQModel
+from zipar.models.llamagen import LlamaGen
+from zipar.prompts import PromptVocabulary
+
+LICENCES = Path(__file__).parent / "ARTWORK.md"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--guidance-scale", type=float, default=2.0)
+    args = parser.parse_args()
+
+    tokenizer = text.tokenizer(CONFIG.prefix_length)
+    trained = TextToImage(len(tokenizer))
+    final = training.BUILD / "decoder_final.pt"
+    if final.exists():
+        trained.load_state_dict(torch.load(final, weights_only=True))
+    else:  # a look at a training that still goes on
+        trained.load_state_dict(torch.load(training.BUILD / "decoder.pt", weights_only=True)["average"])
+    image_tokenizer = VQModel(IMAGE_TOKENIZER)
+    image_tokenizer.load_state_dict(torch.load(training.BUILD / "image_tokenizer_final.pt", weights_only=True))
+    model = LlamaGen(
+        trained.decoder,
+        image_tokenizer,
+        trained.text_encoder,
+        tokenizer,
+        Sampling(guidance_scale=args.guidance_scale),
+        PromptVocabulary(**text.vocabulary()),
+    )
+    write(model, args.output, torch.bfloat16)
+    shutil.copy(LICENCES, args.output / "ARTWORK.md")
+    judge = training.BUILD / "judge"
+    if judge.exists():
+        shutil.copytree(judge, args.output / "judge")
+
+
+if __name__ == "__main__":
+    main()
