@@ -13,7 +13,7 @@ import text
 import training
 from image_tokenizer import CONFIG as IMAGE_TOKENIZER
 from zipar.image_tokenizers.vq import VQModel
-from zipar.models.llamagen import LlamaGenConfig, Transformer, rotary_2d
+from zipar.models.llamagen import LlamaGenConfig, Transformer, prefix_rotary, rotary_2d
 
 CONFIG = LlamaGenConfig(
     layers=6,
@@ -24,6 +24,7 @@ CONFIG = LlamaGenConfig(
     caption_dim=128,
     grid_side=16,
     multiple_of=32,
+    attend_to_prefix=True,
 )
 PROMPT_DROPOUT = 0.1  # how often the prompt is left out, for classifier-free guidance
 
@@ -71,7 +72,7 @@ class TextToImage(nn.Module):
         seen = seen & F.pad(valid.bool(), (0, length - valid.shape[1]), value=True)[:, None]
         seen = seen | torch.eye(length, dtype=torch.bool)
         mask = torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))[:, None]
-        rotary = torch.cat([self.rotary.new_zeros(valid.shape[1], CONFIG.head_dim // 2), self.rotary])
+        rotary = torch.cat([prefix_rotary(CONFIG, valid.shape[1]), self.rotary])
         hidden = self.decoder(hidden, rotary[None, :length], mask)
         return self.decoder.output(hidden[:, valid.shape[1] - 1 :])
 

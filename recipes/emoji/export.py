@@ -4,12 +4,12 @@ import argparse
 import shutil
 from pathlib import Path
 
-import text
 import torch
+
+import text
 import training
 from decoder import CONFIG, TextToImage
 from image_tokenizer import CONFIG as IMAGE_TOKENIZER
-
 from zipar.checkpoints.llamagen import write
 from zipar.decoding.sampling import Sampling
 from zipar.image_tokenizers.vq import VQModel

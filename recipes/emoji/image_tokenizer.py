@@ -1,4 +1,4 @@
-"""Trains the image tokenizer: 64 px pictures <-> 16 x 16 tokens out of 512 (f4)."""
+"""Trains the image tokenizer: 64 px pictures <-> 16 x 16 tokens out of 512 (f4); then its decoder alone, to sharpen."""
 
 import argparse
 
@@ -24,6 +24,7 @@ CONFIG = VQConfig(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=4400)
+    parser.add_argument("--refine-steps", type=int, default=2500)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
@@ -49,9 +50,7 @@ def main() -> None:
             restored = model.decode_latents(latents + (codes - latents).detach())
         used.add_(torch.bincount(indices.flatten(), minlength=len(used)))
         commitment = F.mse_loss(latents, codes.detach()) * 0.25 + F.mse_loss(codes, latents.detach())
-        error = restored.float() - pixels
-        edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()  # blur costs most here
-        return error.abs().mean() + error.square().mean() + edges + commitment * CONFIG.codebook_dim
+        return reconstruction_loss(restored, pixels) + commitment * CONFIG.codebook_dim
 
     @torch.no_grad()
     def revive(latents: Tensor) -> None:
@@ -66,7 +65,37 @@ def main() -> None:
 
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, betas=(0.9, 0.99))
     training.run("image_tokenizer", model, [optimizer], loss_of, steps=args.steps, decay=0.99, report=report, every=110)
+    if args.refine_steps:
+        refine(model, pictures, args)
     torch.save(model.state_dict(), training.BUILD / "image_tokenizer_final.pt")
+
+
+def refine(model: VQModel, pictures: artwork.Artwork, args: argparse.Namespace) -> None:
+    """Train the decoder on the tokens of the encoder, which stays as it is: what tokens mean does not change."""
+    model.encoder.requires_grad_(False)
+    model.quant_conv.requires_grad_(False)
+    model.quantize.requires_grad_(False)
+
+    def loss_of(step: int) -> Tensor:
+        rng = training.batch_rng(args.seed + 1000, step)
+        _, pixels = training.draw_batch(pictures, rng, args.batch)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            codes = model.quantize.lookup(model.encode(pixels))
+        with torch.autocast("cpu", torch.bfloat16):
+            restored = model.decode_latents(codes)
+        return reconstruction_loss(restored, pixels)
+
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=1e-3, betas=(0.9, 0.99))
+    training.run("image_decoder", model, [optimizer], loss_of, steps=args.refine_steps, decay=0.99)
+
+
+def reconstruction_loss(restored: Tensor, pixels: Tensor) -> Tensor:
+    """Absolute and squared error, and the error of edges, where blur costs most."""
+    error = restored.float() - pixels
+    edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+    return error.abs().mean() + error.square().mean() + edges
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def decode(
             queries = queries if len(queries) == 1 else queries.repeat(2, 1)
         if len(written) < len(queries):
             written = written.repeat(rows, 1)
-        written.scatter_(1, queries, True)
+        written.scatter_(1, queries.expand(len(written), -1), True)
         visible = written[:, None, : step.extent] & (slots[: step.extent] <= queries[..., None])
         visible = torch.cat(
             [prefix.valid[:, None].expand(-1, width, -1), visible.expand(rows, -1, -1)],

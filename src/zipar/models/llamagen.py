@@ -46,6 +46,9 @@ class LlamaGenConfig:
     ffn_dim_multiplier: float | None = None
     rope_base: float = 10000.0
     norm_eps: float = 1e-5
+    attend_to_prefix: bool = False
+    """Let image tokens choose among the tokens of the prefix. The published models cannot: the authors' code
+    zeroes the rotations of the prefix, so that its queries and keys vanish and it is attended to evenly."""
 
     @property
     def head_dim(self) -> int:
@@ -168,9 +171,7 @@ class LlamaGen(VisualModel):
         return Prefix(embedder.cap_proj(features), valid)
 
     def prefill(self, prefix: Prefix, cache: SlotCache, mask: Tensor) -> Tensor:
-        # the rotations of the prefix are zero, as in the authors' code: its queries and keys vanish
-        length = prefix.valid.shape[1]
-        rotary = self.rotary.new_zeros(1, length, self.rotary.shape[1])
+        rotary = prefix_rotary(self.decoder.config, prefix.valid.shape[1]).to(self.device)[None]
         hidden = self.decoder(prefix.embeddings, rotary, mask, cache)
         return self.decoder.output(hidden[:, -1:]).float()
 
@@ -311,6 +312,11 @@ def rotary_2d(side: int, head_dim: int, base: float) -> Tensor:
     rows, columns = angles[:, None].expand(-1, side, -1), angles[None].expand(side, -1, -1)
     angles = torch.cat([rows, columns], dim=-1).flatten(0, 1)
     return torch.polar(torch.ones_like(angles), angles)
+
+
+def prefix_rotary(config: LlamaGenConfig, length: int) -> Tensor:
+    """Complex rotations (length, head_dim / 2) of the prefix: none at all, or zeros (see ``attend_to_prefix``)."""
+    return torch.full((length, config.head_dim // 2), complex(config.attend_to_prefix))
 
 
 def rotate(x: Tensor, rotary: Tensor) -> Tensor:

@@ -1,0 +1,127 @@
+"""``zipar compare``: one prompt, one seed, several strategies side by side."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zipar.cli import options, outputs
+
+STRATEGIES = ("zipar:8", "zipar:4", "zipar:2")
+
+
+def compare(
+    prompt: options.Prompt,
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--strategy",
+            "-s",
+            metavar="NAME[:WINDOW[:FIRST_ROW]]",
+            help="Such as zipar:8 or zipar:8:wave; may be given several times. Raster order always comes first.",
+            show_default=" ".join(STRATEGIES),
+        ),
+    ] = None,
+    model: options.Model = "emoji",
+    size: options.Size = None,
+    dtype: options.WeightType = None,
+    device: options.Device = None,
+    seed: options.Seed = 0,
+    guidance_scale: options.GuidanceScale = None,
+    negative_prompt: options.NegativePrompt = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE.png",
+            help="The images side by side (.png, .jpg, .webp).",
+            rich_help_panel="Output",
+        ),
+    ] = Path("compare.png"),
+    stats: options.Stats = None,
+    animate: options.Animate = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Paint one prompt with several strategies, and show them side by side.
+
+    All start from the same seed. Seconds are from the prompt to the picture, after a run that is not counted.
+    """
+    for path, suffixes in ((output, outputs.PICTURES), (stats, (".json",)), (animate, (".gif",))):
+        outputs.check(path, *suffixes)
+
+    from zipar.cli import drawing, session, strategies
+    from zipar.cli.progress import bars, spinner
+    from zipar.decoding.raster import Raster
+
+    chosen = list(dict.fromkeys([Raster(), *map(strategies.parse, strategy or STRATEGIES)]))
+    started = session.start(
+        [prompt],
+        model=model,
+        dtype=dtype,
+        device=device,
+        size=size,
+        seed=seed,
+        negative_prompt=negative_prompt,
+        quiet=quiet,
+        guidance_scale=guidance_scale,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+    )
+    fastest = min(chosen, key=lambda strategy: strategy.passes(started.grid))
+    with bars(quiet) as add:
+        _, *made = [
+            started.run(each, add(title, each.passes(started.grid)))
+            for each, title in [(fastest, "warming up"), *((each, strategies.name(each)) for each in chosen)]
+        ]
+
+    panels = [
+        drawing.Panel(strategies.title(each), out.images[0], out.born[0])
+        for each, out in zip(chosen, made, strict=True)
+    ]
+    seconds = [session.seconds(out.stats) for out in made]
+    rows = [
+        {
+            "strategy": strategies.name(each),
+            **out.stats.to_dict(),
+            "seconds": took,
+            "reduction": 1 - out.stats.forward_passes / made[0].stats.forward_passes,
+            "speedup": seconds[0] / took,
+            "tokens_per_pass": started.grid.tokens / out.stats.forward_passes,
+        }
+        for each, out, took in zip(chosen, made, seconds, strict=True)
+    ]
+    files: dict[Path, Callable[[Path], Any]] = {output: drawing.side_by_side(panels, seconds, prompt).save}
+    if stats:
+        files[stats] = outputs.record({**started.record(), "strategies": rows})
+    if animate:
+        files[animate] = lambda path: drawing.save_animation(path, panels, prompt)
+    with spinner("drawing", quiet):
+        outputs.write(files)
+    if not quiet:
+        _show(rows)
+        print(", ".join(map(str, files)))
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    from zipar.cli.tables import show
+
+    show(
+        ["strategy", "forward passes", "reduction", "seconds", "speedup", "tokens a pass"],
+        [
+            [
+                row["strategy"],
+                str(row["forward_passes"]),
+                f"{row['reduction']:.1%}",
+                f"{row['seconds']:.2f}",
+                f"{row['speedup']:.2f}x",
+                f"{row['tokens_per_pass']:.2f}",
+            ]
+            for row in rows
+        ],
+    )

@@ -1,0 +1,76 @@
+"""``zipar convert``: published checkpoint files to a directory that the other commands take."""
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zipar.cli.options import DType
+from zipar.errors import ZipARError
+
+app = typer.Typer(
+    help="Convert published checkpoint files to a directory that the other commands take.", no_args_is_help=True
+)
+
+
+class ImageSize(str, Enum):
+    """Image sizes that LlamaGen was published for."""
+
+    small = "256"
+    medium = "384"
+    large = "512"
+
+
+@app.callback()
+def _convert() -> None:
+    pass
+
+
+@app.command("llamagen")
+def llamagen(
+    gpt: Annotated[
+        Path, typer.Argument(metavar="GPT.pt", exists=True, dir_okay=False, help="The decoder, such as c2i_B_384.pt.")
+    ],
+    vq: Annotated[
+        Path,
+        typer.Argument(
+            metavar="VQ.pt", exists=True, dir_okay=False, help="The image tokenizer, such as vq_ds16_c2i.pt."
+        ),
+    ],
+    directories: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="[T5_DIR] OUT",
+            help="The T5 encoder, for text-conditional models alone; then the directory to make.",
+        ),
+    ],
+    image_size: Annotated[
+        ImageSize, typer.Option(help="Height and width, in pixels, that the decoder was trained on.")
+    ],
+    heads: Annotated[
+        int | None, typer.Option(min=1, metavar="NUMBER", help="Attention heads.", show_default="as published")
+    ] = None,
+    dtype: Annotated[DType, typer.Option(help="Stored number format.")] = DType.bfloat16,
+) -> None:
+    """Convert a LlamaGen: zipar convert llamagen GPT.pt VQ.pt [T5_DIR] OUT --image-size 384."""
+    if len(directories) > 2:
+        raise ZipARError(f"{len(directories)} paths after VQ.pt: give [T5_DIR] OUT, two at most")
+    *text_encoder, out = directories
+    if text_encoder and not text_encoder[0].is_dir():
+        raise ZipARError(f"{text_encoder[0]} is no directory: give that of the T5 encoder, or leave it out")
+
+    import torch
+
+    from zipar.checkpoints.llamagen import convert
+
+    convert(
+        gpt,
+        vq,
+        text_encoder[0] if text_encoder else None,
+        out,
+        image_size=int(image_size.value),
+        heads=heads,
+        dtype=getattr(torch, dtype.value),
+    )
+    print(f"{out}: try `zipar generate PROMPT --model {out}`")

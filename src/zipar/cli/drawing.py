@@ -1,0 +1,168 @@
+"""Pictures of decoding: strategies side by side, and what each forward pass added."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageColor, ImageDraw, ImageFont
+
+PAPER, INK, GREY, ACCENT = "#ffffff", "#1b1f24", "#6a737d", "#7c3aed"
+BOARD = ("#e6e8eb", "#eff1f3")
+"""The checkerboard of tokens that are still to come; the first colour is also that of an empty bar."""
+PANELS_A_ROW = 4
+STILL, MOVING, MOVING_ALONE = 320, 256, 384
+"""About how wide a picture is drawn: in a still, in an animation, and in one that it has to itself."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """An image, and when each of its tokens came."""
+
+    title: str
+    image: Image.Image
+    born: np.ndarray
+    """int (rows, columns): the forward pass that decoded each token."""
+
+    @property
+    def passes(self) -> int:
+        return int(self.born.max()) + 1
+
+
+@dataclass(frozen=True)
+class Caption:
+    """The words around a picture, and how far the bar under it is filled."""
+
+    title: str
+    mark: str
+    left: str
+    right: str
+    share: float
+
+
+def side_by_side(panels: Sequence[Panel], seconds: Sequence[float], heading: str) -> Image.Image:
+    """Each image under its title, with its passes and seconds; the first one is what the others are measured by."""
+    captions = [
+        Caption(
+            panel.title,
+            f"{seconds[0] / took:.1f}x faster" if panel is not panels[0] and seconds[0] > took else "",
+            f"{panel.passes} passes",
+            f"{took:.2f} s",
+            panel.passes / max(other.passes for other in panels),
+        )
+        for panel, took in zip(panels, seconds, strict=True)
+    ]
+    return _page([_fit(panel, STILL) for panel in panels], captions, heading)
+
+
+def animation(panels: Sequence[Panel], heading: str = "") -> list[Image.Image]:
+    """A frame for each forward pass, all panels on one clock: a token shows its part of the image once decoded."""
+    scenes = [_Scene(panel, MOVING if len(panels) > 1 else MOVING_ALONE) for panel in panels]
+    passes = max(panel.passes for panel in panels)
+
+    def frame(now: int) -> Image.Image:
+        captions = [_clock(panel, min(now + 1, panel.passes)) for panel in panels]
+        return _page([scene.at(now) for scene in scenes], captions, heading)
+
+    # one palette for all frames: colours do not flicker, and what does not change is not stored again
+    palette = _palette([panel.image for panel in panels])
+    return [frame(now).quantize(palette=palette, dither=Image.Dither.NONE) for now in range(passes)]
+
+
+def save_animation(path: Path, panels: Sequence[Panel], heading: str = "") -> None:
+    """Write ``animation`` as a GIF that runs for some eight seconds and rests on its last frame."""
+    first, *others = animation(panels, heading)
+    pace = min(max(8000 // (len(others) + 1) // 10 * 10, 20), 100)
+    durations = [pace] * len(others) + [3000]
+    first.save(path, save_all=True, append_images=others, duration=durations, loop=0, optimize=True, disposal=1)
+
+
+class _Scene:
+    """The image of a panel while it is decoded."""
+
+    def __init__(self, panel: Panel, width: int) -> None:
+        image = _fit(panel, width)
+        rows, columns = panel.born.shape
+        tile = np.ones((image.height // rows, image.width // columns), int)
+        self.born, self.passes = np.kron(panel.born, tile), panel.passes
+        self.image = np.asarray(image.convert("RGB"))
+        board = np.kron(np.indices(panel.born.shape).sum(0) % 2, tile)
+        self.blank = np.array([ImageColor.getrgb(colour) for colour in BOARD], np.uint8)[board]
+
+    def at(self, now: int) -> Image.Image:
+        """After pass ``now``; the tokens that it brought stand out, but for the last pass."""
+        born = self.born[..., None]
+        shown = np.where(born <= now, self.image, self.blank)
+        if now < self.passes - 1:
+            shown = np.where(born == now, np.array(ImageColor.getrgb(ACCENT), np.uint8), shown)
+        return Image.fromarray(shown)
+
+
+def _clock(panel: Panel, done: int) -> Caption:
+    finished = done == panel.passes
+    return Caption(panel.title, "done" if finished else "", f"{done} of {panel.passes} passes", "", done / panel.passes)
+
+
+def _palette(images: Sequence[Image.Image]) -> Image.Image:
+    """The colours of ``images`` and of what is drawn around them; fewer than 256, for GIF needs a transparent one."""
+    rows = [np.asarray(image.convert("RGB")).reshape(1, -1, 3) for image in images]
+    colours = (Image.fromarray(np.concatenate(rows, axis=1)).quantize(224).getpalette() or [])[: 224 * 3]
+    paper = np.array(ImageColor.getrgb(PAPER))
+    for ink in map(ImageColor.getrgb, (INK, GREY, ACCENT)):
+        for share in np.linspace(0.2, 1, 5):
+            colours += (share * np.array(ink) + (1 - share) * paper).astype(int).tolist()
+    for colour in (PAPER, *BOARD):
+        colours += ImageColor.getrgb(colour)
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(colours)
+    return palette
+
+
+def _fit(panel: Panel, width: int) -> Image.Image:
+    """The image about ``width`` pixels wide: small ones enlarged crisply, tokens whole numbers of pixels."""
+    image, (rows, columns) = panel.image, panel.born.shape
+    if image.width <= width:
+        scale = round(width / image.width)
+        return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    side = round(width / columns)
+    return image.resize((columns * side, rows * side), Image.Resampling.LANCZOS)
+
+
+def _page(pictures: Sequence[Image.Image], captions: Sequence[Caption], heading: str) -> Image.Image:
+    """Pictures of one size in rows, each under its title and above its bar and its numbers."""
+    width, height = pictures[0].size
+    text = max(width // 16, 13)
+    font, small = ImageFont.load_default(text), ImageFont.load_default(text * 0.9)
+    gap, line, bar = int(1.4 * text), int(1.7 * text), max(text // 4, 3)
+    heading = heading if heading.isascii() else ""  # Pillow's own font has no other letters
+    across = min(len(pictures), PANELS_A_ROW)
+    down = -(-len(pictures) // across)
+    top = gap + (line + gap // 2 if heading else 0)
+    block = line + height + text // 2 + bar + line + gap // 2
+    page = Image.new("RGB", (gap + across * (width + gap), top + down * block + gap // 2), PAPER)
+    draw = ImageDraw.Draw(page)
+    if heading:
+        draw.text((gap, gap), _cut(heading, font, page.width - 2 * gap), font=font, fill=GREY)
+    for (row, column), picture, caption in zip(product(range(down), range(across)), pictures, captions, strict=False):
+        x, y = gap + column * (width + gap), top + row * block
+        draw.text((x, y), caption.title, font=font, fill=INK)
+        draw.text((x + width, y), caption.mark, font=font, fill=ACCENT, anchor="ra")
+        y += line
+        page.paste(picture, (x, y))
+        y += height + text // 2
+        draw.rectangle((x, y, x + width - 1, y + bar - 1), fill=BOARD[0])
+        draw.rectangle((x, y, x + max(round(width * caption.share), 1) - 1, y + bar - 1), fill=ACCENT)
+        y += bar + text // 2
+        draw.text((x, y), caption.left, font=small, fill=GREY)
+        draw.text((x + width, y), caption.right, font=small, fill=GREY, anchor="ra")
+    return page
+
+
+def _cut(words: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """``words``, or as many of their letters as are ``width`` pixels wide."""
+    if font.getlength(words) <= width:
+        return words
+    while words and font.getlength(f"{words}...") > width:
+        words = words[:-1]
+    return f"{words.rstrip()}..."

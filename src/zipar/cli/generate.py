@@ -1,0 +1,126 @@
+"""``zipar generate``: prompts to images."""
+
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zipar.cli import options, outputs
+from zipar.errors import ZipARError
+
+
+class StrategyName(str, Enum):
+    """The strategies, by name."""
+
+    zipar = "zipar"
+    raster = "raster"
+
+
+def generate(
+    prompts: Annotated[
+        list[str],
+        typer.Argument(metavar="PROMPT...", help="What to paint, in quotes; several prompts make several images."),
+    ],
+    model: options.Model = "emoji",
+    strategy: Annotated[
+        StrategyName, typer.Option(help="zipar: rows grow together. raster: one token after the other, the baseline.")
+    ] = StrategyName.zipar,
+    window: options.Window = None,
+    first_row: Annotated[
+        options.FirstRow | None,
+        typer.Option(
+            help="alone: row 0 is finished before row 1 starts. wave: it is not, which is faster.", show_default="alone"
+        ),
+    ] = None,
+    size: options.Size = None,
+    dtype: options.WeightType = None,
+    device: options.Device = None,
+    seed: options.Seed = 0,
+    guidance_scale: options.GuidanceScale = None,
+    negative_prompt: options.NegativePrompt = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    num_images: Annotated[
+        int,
+        typer.Option(
+            "--num-images",
+            "-n",
+            min=1,
+            metavar="NUMBER",
+            help="Images of each prompt; their seeds count up from --seed.",
+        ),
+    ] = 1,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE.png",
+            help="Where the image goes (.png, .jpg, .webp); several images are numbered fox-0.png, fox-1.png ...",
+            rich_help_panel="Output",
+        ),
+    ] = Path("zipar.png"),
+    tokens: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.npy", help="Codebook indices, int32 (images, rows, columns).", rich_help_panel="Output"
+        ),
+    ] = None,
+    stats: options.Stats = None,
+    animate: options.Animate = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Paint images of prompts.
+
+    Several images are decoded in one batch. --animate shows the first of them.
+    """
+    for path, suffixes in ((output, outputs.PICTURES), (tokens, (".npy",)), (stats, (".json",)), (animate, (".gif",))):
+        outputs.check(path, *suffixes)
+    if strategy is StrategyName.raster and (window is not None or first_row is not None):
+        raise ZipARError("--window and --first-row belong to --strategy zipar: leave them out with raster")
+
+    from zipar.cli import drawing, session, strategies
+    from zipar.cli.progress import bars, spinner
+    from zipar.decoding.raster import Raster
+
+    chosen = Raster() if strategy is StrategyName.raster else strategies.zipar(window, first_row and first_row.value)
+    started = session.start(
+        prompts,
+        model=model,
+        dtype=dtype,
+        device=device,
+        size=size,
+        seed=seed,
+        negative_prompt=negative_prompt,
+        num_images=num_images,
+        quiet=quiet,
+        guidance_scale=guidance_scale,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+    )
+    with bars(quiet) as add:
+        made = started.run(chosen, add("decoding", chosen.passes(started.grid)))
+
+    paths = outputs.numbered(output, len(made.images))
+    files: dict[Path, Callable[[Path], Any]] = {
+        path: image.save for path, image in zip(paths, made.images, strict=True)
+    }
+    if tokens:
+        files[tokens] = outputs.array(made.tokens)
+    if stats:
+        record = {**made.stats.to_dict(), "strategy": strategies.name(chosen), **started.record()}
+        files[stats] = outputs.record(record)
+    if animate:
+        panel = drawing.Panel(strategies.title(chosen), made.images[0], made.born[0])
+        files[animate] = lambda path: drawing.save_animation(path, [panel], prompts[0])
+    with spinner("writing", quiet):
+        outputs.write(files)
+    if not quiet:
+        names = str(paths[0]) if len(paths) == 1 else f"{paths[0]} ... {paths[-1].name}"
+        raster = Raster().passes(started.grid)
+        fewer = "" if chosen == Raster() else f" instead of {raster}"
+        print(f"{names}: {made.stats.forward_passes} forward passes{fewer}, {session.seconds(made.stats):.2f} s")

@@ -1,0 +1,108 @@
+"""Options that several commands share."""
+
+import re
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zipar.errors import ZipARError
+
+DEFAULT_WINDOW = "4"
+"""As text for the help; the value is that of ``ZipAR()``, which takes too long to import for a help text."""
+
+
+class DType(str, Enum):
+    """Number formats of the weights."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class FirstRow(str, Enum):
+    """When the second row may start."""
+
+    alone = "alone"
+    wave = "wave"
+
+
+Prompt = Annotated[str, typer.Argument(help="What to paint; see `zipar prompts` for what the model knows.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", metavar="MODEL", help="A checkpoint directory, a hub id (owner/name) or an embedded model."
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1 ...", show_default="a GPU where there is one", metavar="DEVICE")
+]
+WeightType = Annotated[
+    DType | None, typer.Option("--dtype", help="Of the weights.", show_default="bfloat16 on a GPU, else float32")
+]
+Size = Annotated[
+    str | None,
+    typer.Option(help="Height x width in pixels, such as 384x384.", metavar="HxW", show_default="the model's own"),
+]
+Window = Annotated[
+    int | None,
+    typer.Option(
+        "--window",
+        "-w",
+        metavar="TOKENS",
+        help="ZipAR starts a row when the row above holds this many tokens: smaller is faster, larger is safer.",
+        show_default=DEFAULT_WINDOW,
+    ),
+]
+
+_OWN: dict[str, Any] = {"show_default": "the model's own", "rich_help_panel": "Sampling"}
+Seed = Annotated[
+    int,
+    typer.Option(min=0, max=2**63 - 1, metavar="NUMBER", help="Same seed, same image.", rich_help_panel="Sampling"),
+]
+GuidanceScale = Annotated[
+    float | None, typer.Option(metavar="SCALE", help="Pull towards the prompt; 1 for none.", **_OWN)
+]
+NegativePrompt = Annotated[
+    str | None, typer.Option(metavar="PROMPT", help="What to steer away from.", rich_help_panel="Sampling")
+]
+Temperature = Annotated[
+    float | None, typer.Option(metavar="NUMBER", help="0 always takes the likeliest token.", **_OWN)
+]
+TopK = Annotated[
+    int | None, typer.Option("--top-k", metavar="TOKENS", help="Draw among the likeliest k; 0 for all.", **_OWN)
+]
+TopP = Annotated[
+    float | None,
+    typer.Option("--top-p", metavar="SHARE", help="Draw among the likeliest that make up this share.", **_OWN),
+]
+
+Stats = Annotated[
+    Path | None, typer.Option(metavar="FILE.json", help="What it cost, as JSON.", rich_help_panel="Output")
+]
+Animate = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.gif",
+        help="The decoding as an animation: a frame for each forward pass.",
+        rich_help_panel="Output",
+    ),
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.", rich_help_panel="Output")
+]
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """(height, width) of a size such as 384x384.
+
+    Raises:
+        ZipARError: it is none.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text.strip().lower(), re.ASCII)
+    if not found:
+        raise ZipARError(f"size {text!r} is none: give height x width in pixels, such as 384x384")
+    return int(found[1]), int(found[2])

@@ -1,0 +1,124 @@
+"""What ``generate`` and ``compare`` share: a loaded model, and arguments that are the same for all its calls."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from zipar.cli.options import DType, parse_size
+from zipar.cli.progress import spinner
+from zipar.decoding.engine import Progress
+from zipar.decoding.sampling import Sampling
+from zipar.decoding.strategy import Strategy
+from zipar.errors import ZipARError
+from zipar.grid import TokenGrid
+from zipar.models import auto
+from zipar.pipeline import DecodingStats, Pipeline, PipelineOutput
+
+
+@dataclass(frozen=True)
+class Session:
+    """A pipeline and the arguments of its calls."""
+
+    name: str
+    pipe: Pipeline
+    prompts: list[str]
+    negative_prompt: str | None
+    sampling: Sampling
+    size: tuple[int, int]
+    grid: TokenGrid
+    seed: int
+    num_images: int
+
+    def run(self, strategy: Strategy, callback: Callable[[Progress], None] | None = None) -> PipelineOutput:
+        """Decode the images of all prompts.
+
+        Raises:
+            ZipARError: an argument that the model cannot honour.
+        """
+        try:
+            return self.pipe(
+                self.prompts,
+                strategy=strategy,
+                seed=self.seed,
+                negative_prompt=self.negative_prompt,
+                num_images_per_prompt=self.num_images,
+                height=self.size[0],
+                width=self.size[1],
+                callback=callback,
+                **dataclasses.asdict(self.sampling),
+            )
+        except torch.OutOfMemoryError as error:
+            raise ZipARError(
+                "the GPU has too little memory: use fewer images, a smaller --dtype or --device cpu"
+            ) from error
+
+    def record(self) -> dict[str, Any]:
+        """The arguments, for a JSON file."""
+        return {
+            "model": self.name,
+            "prompts": self.prompts,
+            "negative_prompt": self.negative_prompt,
+            "seed": self.seed,
+            "num_images": self.num_images,
+            "size": list(self.size),
+            "sampling": dataclasses.asdict(self.sampling),
+            "dtype": str(self.pipe.model.dtype).removeprefix("torch."),
+            "device": str(self.pipe.model.device),
+        }
+
+
+def start(
+    prompts: Sequence[str],
+    *,
+    model: str,
+    dtype: DType | None,
+    device: str | None,
+    size: str | None,
+    seed: int,
+    negative_prompt: str | None,
+    num_images: int = 1,
+    quiet: bool,
+    **sampling: float | None,
+) -> Session:
+    """Load the model; ``sampling`` are fields of ``Sampling``, None for the model's defaults.
+
+    Raises:
+        ZipARError: there is no such model, or an argument makes no sense.
+    """
+    if not all(prompt.strip() for prompt in prompts):
+        raise ZipARError("the prompt is empty: say what to paint")
+    if negative_prompt is not None and not negative_prompt.strip():
+        raise ZipARError("the negative prompt is empty: say what to steer away from, or leave it out")
+    wanted = parse_size(size)
+    directory = auto.find(model)
+    _hush()
+    with spinner(f"loading {model}", quiet):
+        loaded = auto.load(directory, getattr(torch, dtype.value) if dtype else None, device)
+    given: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
+    pixels = wanted or loaded.image_size
+    return Session(
+        name=model,
+        pipe=Pipeline(loaded),
+        prompts=list(prompts),
+        negative_prompt=negative_prompt,
+        sampling=dataclasses.replace(loaded.defaults, **given),
+        size=pixels,
+        grid=loaded.grid(*pixels),
+        seed=seed,
+        num_images=num_images,
+    )
+
+
+def seconds(stats: DecodingStats) -> float:
+    """From the prompt to the picture."""
+    return stats.prefill_seconds + stats.decode_seconds + stats.vision_seconds
+
+
+def _hush() -> None:
+    """No bars of transformers' own beside ours; after ``find``, whose downloads do show one."""
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()

@@ -1,0 +1,1 @@
+"""Measuring what models make: a judge of pictures, prompt accuracy, Fréchet distance."""

@@ -1,0 +1,82 @@
+"""Fréchet distance between two sets of features.
+
+Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium", NeurIPS 2017.
+Its value depends on the number of images: compare distances of equally many images only.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from zipar.checkpoints.files import build
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean (d,) and covariance (d, d) of a set of features, float64."""
+
+    mean: Tensor
+    covariance: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> "Moments":
+        """Of features (n, d), n >= 2."""
+        features = features.double()
+        return cls(features.mean(0), features.T.cov())
+
+    @classmethod
+    def load(cls, path: Path) -> "Moments":
+        """What ``save`` wrote.
+
+        Raises:
+            ZipARError: the file is missing or damaged.
+        """
+        with build(path):
+            tensors = load_file(path)
+            return cls(tensors["mean"].double(), tensors["covariance"].double())
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file (float32)."""
+        save_file({"mean": self.mean.float(), "covariance": self.covariance.float().contiguous()}, path)
+
+    @cached_property
+    def root(self) -> Tensor:
+        """The symmetric square root of the covariance."""
+        values, vectors = torch.linalg.eigh(self.covariance)
+        return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)).
+
+    The trace of the root is taken from the eigenvalues of C_a^(1/2) C_b C_a^(1/2): similar to C_a C_b, but symmetric.
+    """
+    roots = torch.linalg.eigvalsh(a.root @ b.covariance @ a.root).clamp(min=0).sqrt()
+    trace = a.covariance.trace() + b.covariance.trace() - 2 * roots.sum()
+    return float((a.mean - b.mean).square().sum() + trace)
+
+
+def resample(features: Tensor, reference: Moments, replicates: int = 1000, seed: int = 0) -> Tensor:
+    """Distances (replicates,) to ``reference`` of bootstrap resamples of ``features`` (n, d).
+
+    The same seed draws the same images, so the resamples of two equally large sets are paired.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    n = len(features)
+    draws = (torch.randint(n, (n,), generator=generator) for _ in range(replicates))
+    return torch.tensor([frechet_distance(reference, Moments.of(features[i])) for i in draws], dtype=torch.float64)
+
+
+def interval(estimate: float, resampled: Tensor, confidence: float = 0.95) -> tuple[float, float]:
+    """Percentile interval about ``estimate``.
+
+    The distance of a resample lies above that of its sample, as that lies above the population's, so
+    percentiles are moved by the mean excess: the interval is that of the distance at this number of images.
+    """
+    tail = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=resampled.dtype)
+    low, high = (resampled.quantile(tail) - resampled.mean() + estimate).tolist()
+    return low, high

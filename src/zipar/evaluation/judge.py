@@ -1,0 +1,122 @@
+"""A small classifier that says what is to be seen in a picture, attribute by attribute."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from zipar.checkpoints.files import build, read_config, read_tensors
+from zipar.errors import ZipARError
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """Attribute -> the values it may have; the pictures' side in pixels; the widths of the network."""
+
+    attributes: dict[str, list[str]]
+    side: int = 64
+    channels: Sequence[int] = (32, 64, 128, 192)
+    features: int = 128
+    norm_groups: int = 8
+
+
+class Judge(nn.Module):
+    """Pictures -> features -> the value of each attribute."""
+
+    def __init__(self, config: JudgeConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.stages = nn.Sequential(
+            *(Stage(width, out, config.norm_groups) for width, out in pairwise([3, *config.channels]))
+        )
+        side = config.side // 2 ** len(config.channels)
+        # no pooling: where something is counts as much as what it is
+        self.project = nn.Linear(config.channels[-1] * side**2, config.features)
+        self.head = nn.Linear(config.features, sum(map(len, config.attributes.values())))
+
+    @classmethod
+    def load(cls, directory: Path) -> "Judge":
+        """The judge that ``save`` wrote to ``directory``, in float32, ready to judge.
+
+        Raises:
+            ZipARError: there is none, or it is damaged.
+        """
+        settings = read_config(directory)
+        with build(directory):
+            judge = cls(JudgeConfig(**settings))
+        judge.load_state_dict(read_tensors(directory / "judge.safetensors", judge))
+        return judge.eval().requires_grad_(False)
+
+    def save(self, directory: Path) -> None:
+        """Write ``config.json`` and ``judge.safetensors`` (float16)."""
+        directory.mkdir(parents=True, exist_ok=True)
+        config = json.dumps(dataclasses.asdict(self.config), indent=1) + "\n"
+        (directory / "config.json").write_text(config, encoding="utf-8")
+        tensors = {name: tensor.half().contiguous() for name, tensor in self.state_dict().items()}
+        save_file(tensors, directory / "judge.safetensors")
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Features (n, features) of float pixels (n, 3, side, side) in [-1, 1]."""
+        return F.silu(self.project(self.stages(pixels).flatten(1)))
+
+    def logits(self, features: Tensor) -> dict[str, Tensor]:
+        """Attribute -> logits (n, values)."""
+        sizes = [len(values) for values in self.config.attributes.values()]
+        return dict(zip(self.config.attributes, self.head(features).split(sizes, dim=-1), strict=True))
+
+    @torch.inference_mode()
+    def features(self, images: np.ndarray | Tensor) -> Tensor:
+        """Features, float32 (n, features), of uint8 images (n, side, side, 3).
+
+        Raises:
+            ZipARError: images of another shape or dtype.
+        """
+        return torch.cat([self(pixels) for pixels in self._batches(images)])
+
+    @torch.inference_mode()
+    def classify(self, images: np.ndarray | Tensor) -> dict[str, list[str]]:
+        """Attribute -> its value in each of the uint8 images (n, side, side, 3).
+
+        Raises:
+            ZipARError: images of another shape or dtype.
+        """
+        logits = self.logits(self.features(images))
+        return {
+            name: [values[i] for i in logits[name].argmax(-1).tolist()]
+            for name, values in self.config.attributes.items()
+        }
+
+    def _batches(self, images: np.ndarray | Tensor, size: int = 256) -> Iterator[Tensor]:
+        images = torch.as_tensor(images)
+        side = self.config.side
+        if images.dtype != torch.uint8 or images.shape[1:] != (side, side, 3):
+            raise ZipARError(
+                f"the judge sees uint8 images (n, {side}, {side}, 3), not {images.dtype} {tuple(images.shape)}"
+            )
+        for batch in torch.split(images, size):
+            yield batch.to(self.head.weight.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+class Stage(nn.Module):
+    """Half the resolution, then one residual convolution.
+
+    The skip path is not normalised, so the absolute colours reach the end of the network.
+    """
+
+    def __init__(self, width: int, out: int, groups: int) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(width, out, 3, stride=2, padding=1)
+        self.norm = nn.GroupNorm(groups, out)
+        self.conv = nn.Conv2d(out, out, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.down(x)
+        return F.silu(x + self.conv(F.silu(self.norm(x))))

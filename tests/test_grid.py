@@ -1,0 +1,60 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zipar import TokenGrid, ZipARError
+
+ROW_END, FRAME_END = 91, (92, 93)
+
+
+def written_out(grid):
+    """The sequence, slot by slot: (frame, row, column) of a free one, the token of a given one."""
+    sequence = []
+    for frame in range(grid.frames):
+        for row in range(grid.rows):
+            sequence += [(frame, row, column) for column in range(grid.columns)]
+            if grid.row_end is not None:
+                sequence.append(grid.row_end)
+        sequence += grid.frame_end
+    return sequence
+
+
+@given(
+    st.builds(
+        TokenGrid,
+        rows=st.integers(1, 6),
+        columns=st.integers(1, 6),
+        frames=st.integers(1, 3),
+        row_end=st.sampled_from([None, 0, ROW_END]),
+        frame_end=st.sampled_from([(), FRAME_END[:1], FRAME_END]),
+    )
+)
+def test_slots_are_those_of_the_sequence_written_out(grid):
+    sequence = written_out(grid)
+    free, blank = grid.free(), grid.blank()
+    assert grid.slots == len(sequence) == len(blank)
+    assert grid.tokens == sum(isinstance(entry, tuple) for entry in sequence) == free.numel()
+    assert free.shape == (grid.frames, grid.rows, grid.columns)
+    for slot, entry in enumerate(sequence):
+        if isinstance(entry, tuple):
+            assert free[entry] == slot
+            assert blank[slot] == 0
+        else:
+            assert blank[slot] == entry
+
+
+def test_a_grid_with_known_tokens():
+    grid = TokenGrid(2, 3, frames=2, row_end=7, frame_end=(8, 9))
+    assert grid.blank().tolist() == [0, 0, 0, 7, 0, 0, 0, 7, 8, 9] * 2
+    assert grid.free()[1].tolist() == [[10, 11, 12], [14, 15, 16]]
+    assert (grid.row_stride, grid.frame_stride, grid.slots, grid.tokens) == (4, 10, 20, 12)
+
+
+def test_a_row_end_token_may_be_token_0():
+    assert TokenGrid(2, 2, row_end=0).slots == 6
+
+
+@pytest.mark.parametrize("sides", [(0, 4), (4, 0), (-1, 4), (4, 4, 0)])
+def test_empty_grids_are_refused(sides):
+    with pytest.raises(ZipARError, match="at least 1"):
+        TokenGrid(*sides)

@@ -1,0 +1,48 @@
+import json
+
+import pytest
+
+from zipar import ZipARError
+from zipar.prompts import PromptVocabulary
+
+VOCABULARY = {
+    "example": "a small red apple on a blue background",
+    "required": ["object"],
+    "attributes": {
+        "object": {"apple": ["apple", "red apple"], "hot dog": ["hot dog"], "dog": ["dog"]},
+        "background": {"red": ["red background"], "blue": ["blue background"]},
+        "position": {"top": ["top"], "top left": ["top left"]},
+    },
+    "fillers": ["a", "an", "the", "at", "on"],
+}
+
+
+@pytest.fixture
+def vocabulary(tmp_path):
+    path = tmp_path / "prompts.json"
+    path.write_text(json.dumps(VOCABULARY))
+    return PromptVocabulary.load(path)
+
+
+def test_parse_prefers_longer_phrases(vocabulary):
+    assert vocabulary.parse("A red apple at the top left, on a BLUE background!") == {
+        "object": "apple",
+        "background": "blue",
+        "position": "top left",
+    }
+    assert vocabulary.parse("a hot dog at the top") == {"object": "hot dog", "position": "top"}
+    assert vocabulary.parse("a dog") == {"object": "dog"}
+    assert vocabulary.parse("") == {}
+
+
+def test_unknown_words_are_listed_in_order(vocabulary):
+    assert vocabulary.unknown("a shiny red apple on the moon") == ["shiny", "moon"]
+    assert vocabulary.unknown("a red apple on a blue background") == []
+
+
+def test_a_prompt_without_a_required_attribute_is_refused_with_close_matches(vocabulary):
+    vocabulary.check("an apple")
+    with pytest.raises(ZipARError, match="no object.*'a red aple'.*did you mean apple"):
+        vocabulary.check("a red aple")
+    with pytest.raises(ZipARError, match="lists the 3 known"):
+        vocabulary.check("on a blue background")
