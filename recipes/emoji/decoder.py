@@ -27,6 +27,10 @@ CONFIG = LlamaGenConfig(
     attend_to_prefix=True,
 )
 PROMPT_DROPOUT = 0.1  # how often the prompt is left out, for classifier-free guidance
+# Half of the pictures are seen through a mask: half of those wholly hidden, of the others a random share of the tokens.
+# Otherwise the object's name is worth next to nothing, for a few tokens give the object away, and it is hardly learned.
+MASKED_PICTURES = 0.5
+WHOLLY_MASKED = 0.5
 
 
 class TextToImage(nn.Module):
@@ -59,22 +63,28 @@ class TextToImage(nn.Module):
             nn.init.zeros_(layer.attention.wo.weight)
             nn.init.zeros_(layer.feed_forward.w2.weight)
         nn.init.zeros_(self.decoder.output.weight)
+        self.mask = nn.Embedding(1, CONFIG.dim)  # needed in training alone
+        nn.init.normal_(self.mask.weight, std=0.02)
 
-    def forward(self, words: Tensor, valid: Tensor, dropped: Tensor, tokens: Tensor) -> Tensor:
-        """Logits (batch, slots, vocabulary) of ``tokens`` (batch, slots), given left-padded prompts."""
+    def forward(self, words: Tensor, valid: Tensor, dropped: Tensor, tokens: Tensor, hidden: Tensor) -> Tensor:
+        """Logits (batch, slots, vocabulary) of ``tokens`` (batch, slots), given left-padded prompts.
+
+        ``dropped`` (batch,) prompts count as absent; ``hidden`` (batch, slots) tokens are not shown to later ones.
+        """
         captions = self.text_encoder(input_ids=words, attention_mask=valid).last_hidden_state
         embedder = self.decoder.cls_embedding
         absent = embedder.uncond_embedding[-captions.shape[1] :]
         prefix = embedder.cap_proj(torch.where(dropped[:, None, None], absent, captions))
-        hidden = torch.cat([prefix, self.decoder.tok_embeddings(tokens[:, :-1])], dim=1)
-        length = hidden.shape[1]
+        shown = torch.where(hidden[..., None], self.mask.weight, self.decoder.tok_embeddings(tokens))
+        states = torch.cat([prefix, shown[:, :-1]], dim=1)
+        length = states.shape[1]
         seen = torch.ones(length, length, dtype=torch.bool).tril()
         seen = seen & F.pad(valid.bool(), (0, length - valid.shape[1]), value=True)[:, None]
         seen = seen | torch.eye(length, dtype=torch.bool)
         mask = torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))[:, None]
         rotary = torch.cat([prefix_rotary(CONFIG, valid.shape[1]), self.rotary])
-        hidden = self.decoder(hidden, rotary[None, :length], mask)
-        return self.decoder.output(hidden[:, valid.shape[1] - 1 :])
+        states = self.decoder(states, rotary[None, :length], mask)
+        return self.decoder.output(states[:, valid.shape[1] - 1 :])
 
 
 def main() -> None:
@@ -99,10 +109,13 @@ def main() -> None:
         prompts = [scenes.say(scene, rng)[0] for scene in batch]
         words = tokenizer(prompts, padding=True, truncation=True, return_tensors="pt")
         dropped = torch.from_numpy(rng.random(args.batch) < PROMPT_DROPOUT)
+        share = rng.random((args.batch, 1)) + (rng.random((args.batch, 1)) < WHOLLY_MASKED)
+        share *= rng.random((args.batch, 1)) < MASKED_PICTURES
+        hidden = torch.from_numpy(rng.random((args.batch, CONFIG.grid_side**2)) < share)
         with torch.no_grad():
             tokens = image_tokenizer.encode(pixels.contiguous(memory_format=torch.channels_last)).flatten(1)
         with torch.autocast("cpu", torch.bfloat16):
-            logits = model(words["input_ids"], words["attention_mask"], dropped, tokens)
+            logits = model(words["input_ids"], words["attention_mask"], dropped, tokens, hidden)
         return F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
 
     matrices = [w for w in model.decoder.layers.parameters() if w.ndim == 2]

@@ -61,9 +61,9 @@ def brute_force(model, prefixes, grid, sampling, seed, window, row_0_first):
     Returns:
         Tokens and births by slot, and the number of passes.
     """
-    free, given = grid.free().tolist(), grid.blank().tolist()
+    free, blank = grid.free().tolist(), grid.blank().tolist()
     place = {slot: (f, r, c) for f, rows in enumerate(free) for r, row in enumerate(rows) for c, slot in enumerate(row)}
-    tokens = {slot: token for slot, token in enumerate(given) if slot not in place}
+    tokens = {slot: token for slot, token in enumerate(blank) if slot not in place}
     born = dict.fromkeys(tokens, 0)
     events, settled = [], set()  # settled: the slots whose own token was fed after all before it in its row
 
@@ -409,12 +409,12 @@ def test_results_are_complete(tiny_models, rows, columns, frames, row_end, frame
     progress = []
     decoded = decode(model, prefix, grid, strategy, sampling, SEEDS, progress.append)
     free = grid.free().flatten()
-    given = torch.ones(grid.slots, dtype=torch.bool)
-    given[free] = False
+    known = torch.ones(grid.slots, dtype=torch.bool)
+    known[free] = False
     assert decoded.tokens.shape == decoded.born.shape == (3, grid.slots)
-    assert decoded.tokens[:, given].equal(grid.blank()[given].expand(3, -1))
+    assert decoded.tokens[:, known].equal(grid.blank()[known].expand(3, -1))
     assert decoded.born[:, free].equal(strategy.timetable(grid).flatten().expand(3, -1))
-    assert not decoded.born[:, given].any()
+    assert not decoded.born[:, known].any()
     assert decoded.forward_passes == strategy.passes(grid) == decoded.born.max() + 1
     assert [(told.done, told.passes) for told in progress] == [
         (done, decoded.forward_passes) for done in range(2, decoded.forward_passes + 1)

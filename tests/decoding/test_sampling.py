@@ -51,6 +51,10 @@ def test_filters_leave_at_least_the_likeliest_token():
         assert filter_logits(logits, sampling).isfinite().tolist() == [[[False, True, False]]]
 
 
+def test_a_token_that_completes_top_p_exactly_is_the_last_one_kept():
+    assert filter_logits(torch.zeros(1, 1, 4), Sampling(top_p=0.5)).isfinite().sum() == 2
+
+
 def test_guidance_moves_away_from_the_unconditional_branch():
     conditional, unconditional = torch.randn(2, 3, 1, 5)
     both = torch.cat([conditional, unconditional])
@@ -124,6 +128,14 @@ def test_noise_is_uncorrelated(noise, axis, distance):
     along = np.moveaxis(noise, axis, 0)
     one, other = along[distance:].ravel(), along[:-distance].ravel()
     assert abs(np.corrcoef(one, other)[0, 1]) * math.sqrt(one.size) < 5
+
+
+@pytest.mark.parametrize(("seed", "token", "expected"), [(163488, 10255, 22.18), (26274, 11310, -2.81)])
+def test_the_most_extreme_noise_is_finite(seed, token, expected):
+    """Those whose 31 random bits are all 0, and all 1."""
+    assert gumbel(torch.tensor([seed]), torch.tensor([[0]]), token + 1)[0, 0, token].item() == pytest.approx(
+        expected, abs=0.01
+    )
 
 
 def test_noise_of_every_seed_and_slot_is_its_own(noise):

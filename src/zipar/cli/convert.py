@@ -9,9 +9,7 @@ import typer
 from zipar.cli.options import DType
 from zipar.errors import ZipARError
 
-app = typer.Typer(
-    help="Convert published checkpoint files to a directory that the other commands take.", no_args_is_help=True
-)
+app = typer.Typer(help="Convert published checkpoint files to a directory that the other commands take.")
 
 
 class ImageSize(str, Enum):
@@ -22,9 +20,10 @@ class ImageSize(str, Enum):
     large = "512"
 
 
-@app.callback()
-def _convert() -> None:
-    pass
+@app.callback(invoke_without_command=True)
+def _convert(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command("llamagen")
@@ -34,20 +33,16 @@ def llamagen(
     ],
     vq: Annotated[
         Path,
-        typer.Argument(
-            metavar="VQ.pt", exists=True, dir_okay=False, help="The image tokenizer, such as vq_ds16_c2i.pt."
-        ),
+        typer.Argument(metavar="VQ.pt", exists=True, dir_okay=False, help="The image tokenizer, vq_ds16_c2i.pt."),
     ],
     directories: Annotated[
         list[Path],
         typer.Argument(
             metavar="[T5_DIR] OUT",
-            help="The T5 encoder, for text-conditional models alone; then the directory to make.",
+            help="The T5 encoder (for text-conditional models), then the directory to make.",
         ),
     ],
-    image_size: Annotated[
-        ImageSize, typer.Option(help="Height and width, in pixels, that the decoder was trained on.")
-    ],
+    image_size: Annotated[ImageSize, typer.Option(help="Height and width, in pixels, of its images.")],
     heads: Annotated[
         int | None, typer.Option(min=1, metavar="NUMBER", help="Attention heads.", show_default="as published")
     ] = None,

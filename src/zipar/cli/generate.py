@@ -21,7 +21,7 @@ class StrategyName(str, Enum):
 def generate(
     prompts: Annotated[
         list[str],
-        typer.Argument(metavar="PROMPT...", help="What to paint, in quotes; several prompts make several images."),
+        typer.Argument(metavar="PROMPT", help="What to paint, in quotes; several prompts make several images."),
     ],
     model: options.Model = "emoji",
     strategy: Annotated[
@@ -122,5 +122,5 @@ def generate(
     if not quiet:
         names = str(paths[0]) if len(paths) == 1 else f"{paths[0]} ... {paths[-1].name}"
         raster = Raster().passes(started.grid)
-        fewer = "" if chosen == Raster() else f" instead of {raster}"
+        fewer = f" instead of {raster}" if made.stats.forward_passes < raster else ""
         print(f"{names}: {made.stats.forward_passes} forward passes{fewer}, {session.seconds(made.stats):.2f} s")

@@ -28,7 +28,15 @@ class FirstRow(str, Enum):
     wave = "wave"
 
 
-Prompt = Annotated[str, typer.Argument(help="What to paint; see `zipar prompts` for what the model knows.")]
+def _seed(number: int) -> int:
+    if not 0 <= number < 2**63:
+        raise typer.BadParameter(f"{number} is not possible: use 0 or more, below 2 ** 63.")
+    return number
+
+
+Prompt = Annotated[
+    str, typer.Argument(metavar="PROMPT", help="What to paint; see `zipar prompts` for what the model knows.")
+]
 Model = Annotated[
     str,
     typer.Option(
@@ -59,7 +67,7 @@ Window = Annotated[
 _OWN: dict[str, Any] = {"show_default": "the model's own", "rich_help_panel": "Sampling"}
 Seed = Annotated[
     int,
-    typer.Option(min=0, max=2**63 - 1, metavar="NUMBER", help="Same seed, same image.", rich_help_panel="Sampling"),
+    typer.Option(callback=_seed, metavar="NUMBER", help="Same seed, same image.", rich_help_panel="Sampling"),
 ]
 GuidanceScale = Annotated[
     float | None, typer.Option(metavar="SCALE", help="Pull towards the prompt; 1 for none.", **_OWN)

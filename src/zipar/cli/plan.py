@@ -76,9 +76,9 @@ def _draw(born: "Tensor", name: str) -> None:
     from rich.text import Text
 
     now = int(born.max()) // 2
-    done, fresh, waiting = ("██", "dim"), ("██", "magenta"), ("· ", "dim")
-    picture = Text(f"{name} at pass {now + 1}: decoded ").append(*done).append(", this pass ").append("▒▒", "magenta")
-    picture.append(", to come ").append(*waiting).append("\n")
+    done, fresh, waiting = ("▒▒", "dim"), ("██", "magenta"), ("· ", "dim")
+    picture = Text(f"{name}, pass {now + 1}: ").append(*fresh).append(" this pass  ").append(*done).append(" decoded  ")
+    picture.append(*waiting).append("to come\n")
     for row in born.tolist():
         picture.append("\n  ")
         for pass_ in row:

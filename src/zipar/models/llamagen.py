@@ -188,14 +188,31 @@ class LlamaGen(VisualModel):
 
 
 def load_text_encoder(directory: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """The T5 encoder and tokenizer in ``directory``, as transformers saves them."""
+    """The T5 encoder and tokenizer in ``directory``, as transformers saves them.
+
+    Raises:
+        ZipARError: they are missing, damaged or incomplete.
+    """
     from transformers import AutoTokenizer, T5EncoderModel
 
     if not (directory / "config.json").exists():
         raise ZipARError(f"{directory} holds no text encoder: a text-conditional LlamaGen needs its T5 encoder there")
-    with build(directory):
-        encoder = T5EncoderModel.from_pretrained(directory, dtype=dtype, local_files_only=True)
+    if (kind := read_config(directory).get("model_type")) != "t5":
+        raise ZipARError(f"{directory} holds a text encoder of type {kind!r}, but LlamaGen needs a T5")
+    # transformers would make up what is missing: random weights, and a tokenizer without words
+    if not any((directory / name).exists() for name in ("tokenizer.json", "spiece.model")):
+        raise ZipARError(f"{directory} holds no tokenizer: put tokenizer.json or spiece.model beside the T5 encoder")
+    try:
+        loaded: Any = T5EncoderModel.from_pretrained(
+            directory, dtype=dtype, local_files_only=True, output_loading_info=True
+        )
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except Exception as error:  # transformers raises whatever its parts do
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ZipARError(f"{directory} holds no text encoder that can be read: {reason}") from error
+    encoder, loading = loaded
+    if missing := sorted(loading["missing_keys"]):
+        raise ZipARError(f"{directory} lacks {len(missing)} tensors of its text encoder, such as {missing[0]}")
     return encoder, tokenizer
 
 

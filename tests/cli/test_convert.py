@@ -1,0 +1,59 @@
+import pytest
+import torch
+
+from zipar import ZipARError
+
+
+@pytest.fixture
+def calls(monkeypatch, tmp_path):
+    """What the conversion is asked for; it refuses an OUT that exists."""
+    calls = []
+
+    def convert(*args, **options):
+        calls.append((args, options))
+        if args[-1].exists():
+            raise ZipARError(f"{args[-1]} exists already:\ngive a new directory")
+
+    monkeypatch.setattr("zipar.checkpoints.llamagen.convert", convert, raising=False)
+    for name in ("gpt.pt", "vq.pt"):
+        (tmp_path / name).touch()
+    (tmp_path / "t5").mkdir()
+    return calls
+
+
+def test_arguments_reach_the_conversion(zipar, calls):
+    code, out, err = zipar("convert", "llamagen", "gpt.pt", "vq.pt", "out", "--image-size", 384)
+    assert (code, err) == (0, "")
+    assert "--model out" in out
+    code, *_ = zipar(
+        *("convert", "llamagen", "gpt.pt", "vq.pt", "t5", "out"),
+        *("--image-size", 256, "--heads", 20, "--dtype", "float16"),
+    )
+    assert code == 0
+    (first, options), (second, more) = calls
+    assert [path and str(path) for path in first] == ["gpt.pt", "vq.pt", None, "out"]
+    assert options == {"image_size": 384, "heads": None, "dtype": torch.bfloat16}
+    assert [str(path) for path in second] == ["gpt.pt", "vq.pt", "t5", "out"]
+    assert more == {"image_size": 256, "heads": 20, "dtype": torch.float16}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["gpt.pt", "vq.pt", "--image-size", "256"],
+        ["gpt.pt", "vq.pt", "out"],
+        ["gpt.pt", "vq.pt", "out", "--image-size", "300"],
+        ["gpt.pt", "vq.pt", "out", "--image-size", "256", "--heads", "0"],
+        ["gpt.pt", "vq.pt", "out", "--image-size", "256", "--dtype", "int4"],
+        ["gpt.pt", "vq.pt", "t5", "--image-size", "256"],
+        ["gpt.pt", "vq.pt", "vq.pt", "out", "--image-size", "256"],
+        ["gpt.pt", "vq.pt", "t5", "out", "more", "--image-size", "256"],
+        ["gpt.pt", "nowhere.pt", "out", "--image-size", "256"],
+    ],
+    ids=" ".join,
+)
+def test_bad_arguments_end_in_one_line(zipar, calls, arguments):
+    code, out, err = zipar("convert", "llamagen", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1

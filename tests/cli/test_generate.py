@@ -1,0 +1,148 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import zipar as library
+from zipar.cli import options, outputs
+
+
+@pytest.fixture
+def generate(zipar, text_model):
+    return lambda *args: zipar("generate", "a fox on a blue background", "--model", text_model, *args)
+
+
+def test_one_image_with_everything(generate, tmp_path, text_model):
+    files = ("--output", "fox.png", "--tokens", "fox.npy", "--stats", "fox.json", "--animate", "fox.gif")
+    code, out, err = generate("--window", 2, "--seed", 7, *files)
+    assert (code, err) == (0, "")
+    assert out.startswith("fox.png: 28 forward passes instead of 64, ")
+
+    expected = library.pipeline(text_model)("a fox on a blue background", strategy=library.ZipAR(2), seed=7)
+    tokens = np.load("fox.npy")
+    assert tokens.dtype == np.int32
+    assert (tokens == expected.tokens).all()
+    assert np.array_equal(Image.open("fox.png"), expected.images[0])
+    stats = json.loads((tmp_path / "fox.json").read_text())
+    assert stats.keys() >= expected.stats.to_dict().keys()
+    assert stats["forward_passes"] == expected.stats.forward_passes == Image.open("fox.gif").n_frames
+    assert (stats["strategy"], stats["seed"], stats["prompts"]) == ("zipar:2", 7, ["a fox on a blue background"])
+    assert stats["sampling"] == {"guidance_scale": 2.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fox.gif", "fox.json", "fox.npy", "fox.png"]
+
+
+def test_defaults_are_those_of_the_library(generate, tmp_path):
+    assert generate("--stats", "fox.json")[0] == 0
+    assert json.loads((tmp_path / "fox.json").read_text())["strategy"] == f"zipar:{library.ZipAR().window}"
+    assert options.DEFAULT_WINDOW == str(library.ZipAR().window)
+    assert (tmp_path / "zipar.png").exists()
+
+
+def test_sampling_options_reach_the_model(generate, tmp_path):
+    given = ("--guidance-scale", 3, "--temperature", 0.5, "--top-k", 5, "--top-p", 0.9, "--negative-prompt", "an apple")
+    code, _, err = generate(*given, "--size", "16x16", "--dtype", "bfloat16", "--device", "cpu", "--stats", "fox.json")
+    assert (code, err) == (0, "")
+    stats = json.loads((tmp_path / "fox.json").read_text())
+    assert stats["sampling"] == {"guidance_scale": 3.0, "temperature": 0.5, "top_k": 5, "top_p": 0.9}
+    assert (stats["negative_prompt"], stats["dtype"], stats["size"]) == ("an apple", "bfloat16", [16, 16])
+
+
+def test_raster_and_the_wave(generate, tmp_path):
+    for arguments, name, passes in (
+        (("--strategy", "raster"), "raster", 64),
+        (("--window", 2, "--first-row", "wave"), "zipar:2:wave", 8 + 7 * 2),
+    ):
+        assert generate(*arguments, "--stats", "fox.json")[0] == 0
+        stats = json.loads((tmp_path / "fox.json").read_text())
+        assert (stats["strategy"], stats["forward_passes"]) == (name, passes)
+
+
+def test_several_images_are_numbered_like_the_rows_of_the_tokens(zipar, text_model, tmp_path):
+    prompts = ("a fox", "an apple on a green background")
+    code, out, err = zipar("generate", *prompts, "-m", text_model, "-n", 2, "-o", "out.jpg", "--tokens", "out.npy")
+    assert (code, out.split(":")[0]) == (0, "out-0.jpg ... out-3.jpg")
+    assert err == "warning: words that the model does not know are passed over: an\n"
+    assert sorted(path.name for path in tmp_path.glob("*.jpg")) == [f"out-{i}.jpg" for i in range(4)]
+    assert np.load("out.npy").shape == (4, 8, 8)
+
+
+def test_numbers_are_padded_so_that_names_sort(tmp_path):
+    names = [path.name for path in outputs.numbered(tmp_path / "fox.png", 12)]
+    assert names == sorted(names)
+    assert (names[0], names[-1]) == ("fox-00.png", "fox-11.png")
+
+
+def test_a_bar_on_a_terminal_and_silence_otherwise(generate, monkeypatch):
+    assert generate("--quiet") == (0, "", "")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    assert "passes" in generate()[2]
+    assert generate("--quiet") == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--size", "0x0"],
+        ["--size", "16"],
+        ["--size", "16x"],
+        ["--size", "-16x16"],
+        ["--size", "32x32"],
+        ["--window", "0"],
+        ["--window", "-3"],
+        ["--window", "wide"],
+        ["--strategy", "diagonal"],
+        ["--strategy", "raster", "--window", "4"],
+        ["--first-row", "never"],
+        ["--dtype", "int8"],
+        ["--device", "toaster"],
+        ["--device", "cuda:99"],
+        ["--model", "nowhere"],
+        ["--model", "."],
+        ["--num-images", "0"],
+        ["--num-images", "-1"],
+        ["--seed", "-1"],
+        ["--seed", str(2**63)],
+        ["--seed", "lucky"],
+        ["--guidance-scale", "-1"],
+        ["--guidance-scale", "1", "--negative-prompt", "an apple"],
+        ["--negative-prompt", " "],
+        ["--temperature", "-1"],
+        ["--temperature", "nan"],
+        ["--top-k", "-1"],
+        ["--top-p", "0"],
+        ["--top-p", "1.5"],
+        ["--output", "fox"],
+        ["--output", "fox.txt"],
+        ["--output", "nowhere/fox.png"],
+        ["--output", "folder.png"],
+        ["--tokens", "fox.npz"],
+        ["--stats", "fox.yaml"],
+        ["--animate", "fox.mp4"],
+        ["--frobnicate"],
+    ],
+    ids=" ".join,
+)
+def test_bad_options_end_in_one_line(generate, tmp_path, arguments):
+    (tmp_path / "folder.png").mkdir()
+    code, out, err = generate(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
+
+
+@pytest.mark.parametrize("prompts", [[], [""], ["a fox", " \n"], ["a dragon"]], ids=str)
+def test_bad_prompts_end_in_one_line(zipar, text_model, prompts):
+    code, out, err = zipar("generate", *prompts, "--model", text_model)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+def test_folders_that_cannot_be_written_are_found_before_the_model_loads(generate, monkeypatch):
+    monkeypatch.setattr("os.access", lambda *_: False)
+    monkeypatch.setattr("zipar.models.auto.load", None)
+    code, _, err = generate("--output", "fox.png")
+    assert code == 2
+    assert "no permission" in err

@@ -1,0 +1,31 @@
+import shutil
+
+from conftest import plain
+
+
+def test_a_vocabulary(zipar, text_model):
+    code, out, err = zipar("prompts", "--model", text_model)
+    assert (code, err) == (0, "")
+    assert "A prompt reads like: a fox on a blue background" in out
+    assert "object (required) fox (red fox) apple background (optional) blue background" in plain(out)
+
+
+def test_any_sentence(zipar, text_model, tmp_path):
+    shutil.copytree(text_model, tmp_path / "free")
+    (tmp_path / "free" / "prompts.json").unlink()
+    code, out, _ = zipar("prompts", "--model", "free")
+    assert code == 0
+    assert "any sentence" in out
+
+
+def test_classes(zipar, class_models):
+    assert "0 to 9" in zipar("prompts", "--model", class_models[10])[1]
+    lines = zipar("prompts", "--model", class_models[1000])[1].splitlines()
+    assert len(lines) == 1001
+    assert lines[2].split(maxsplit=1) == ["1", "goldfish, Carassius auratus"]
+    assert zipar("generate", "goldfish", "--model", class_models[1000])[0] == 0
+
+
+def test_no_such_model(zipar):
+    code, out, err = zipar("prompts", "--model", "nowhere")
+    assert (code, out, err.count("\n")) == (2, "", 1)
