@@ -42,7 +42,7 @@ def test_unknown_words_are_listed_in_order(vocabulary):
 
 def test_a_prompt_without_a_required_attribute_is_refused_with_close_matches(vocabulary):
     vocabulary.check("an apple")
-    with pytest.raises(ZipARError, match="no object.*'a red aple'.*did you mean apple"):
+    with pytest.raises(ZipARError, match=r"no object.*'a red aple'.*did you mean apple"):
         vocabulary.check("a red aple")
     with pytest.raises(ZipARError, match="lists the 3 known"):
         vocabulary.check("on a blue background")

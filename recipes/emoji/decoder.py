@@ -74,7 +74,7 @@ class TextToImage(nn.Module):
         captions = self.text_encoder(input_ids=words, attention_mask=valid).last_hidden_state
         embedder = self.decoder.cls_embedding
         absent = embedder.uncond_embedding[-captions.shape[1] :]
-        prefix = embedder.cap_proj(torch.where(dropped[:, None, None], absent, captions))
+        prefix = embedder(torch.where(dropped[:, None, None], absent, captions))
         shown = torch.where(hidden[..., None], self.mask.weight, self.decoder.tok_embeddings(tokens))
         states = torch.cat([prefix, shown[:, :-1]], dim=1)
         length = states.shape[1]

@@ -1,12 +1,15 @@
 """Trains the image tokenizer: 64 px pictures <-> 16 x 16 tokens out of 512 (f4); then its decoder alone, to sharpen."""
 
 import argparse
+import dataclasses
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import artwork
+import scenes
 import training
 from zipar.image_tokenizers.vq import VQConfig, VQModel
 
@@ -35,8 +38,7 @@ def main() -> None:
     used = torch.zeros(CONFIG.codebook_size)
 
     def loss_of(step: int) -> Tensor:
-        _, pixels = training.draw_batch(pictures, training.batch_rng(args.seed, step), args.batch)
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        pixels = draw_pairs(pictures, training.batch_rng(args.seed, step), args.batch)
         with torch.autocast("cpu", torch.bfloat16):
             latents = model.latents(pixels)
         latents = F.normalize(latents.float(), dim=1)
@@ -46,11 +48,12 @@ def main() -> None:
             used.zero_()
         indices = model.quantize.nearest(latents)
         codes = model.quantize.lookup(indices)
+        used.add_(torch.bincount(indices.flatten(), minlength=len(used)))
         with torch.autocast("cpu", torch.bfloat16):
             restored = model.decode_latents(latents + (codes - latents).detach())
-        used.add_(torch.bincount(indices.flatten(), minlength=len(used)))
         commitment = F.mse_loss(latents, codes.detach()) * 0.25 + F.mse_loss(codes, latents.detach())
-        return reconstruction_loss(restored, pixels) + commitment * CONFIG.codebook_dim
+        vectors = commitment * CONFIG.codebook_dim + 2 * locality_loss(latents, pixels)
+        return reconstruction_loss(restored, pixels) + vectors
 
     @torch.no_grad()
     def revive(latents: Tensor) -> None:
@@ -89,6 +92,36 @@ def refine(model: VQModel, pictures: artwork.Artwork, args: argparse.Namespace) 
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=1e-3, betas=(0.9, 0.99))
     training.run("image_decoder", model, [optimizer], loss_of, steps=args.refine_steps, decay=0.99)
+
+
+def draw_pairs(pictures: artwork.Artwork, rng: np.random.Generator, size: int) -> Tensor:
+    """Pixels of ``size / 2`` scenes, then of the same scenes on other backgrounds."""
+    drawn = [scenes.sample(rng) for _ in range(size // 2)]
+    others = [dataclasses.replace(scene, background=rng.choice(list(scenes.COLOURS))) for scene in drawn]
+    places = rng.integers(2**32, size=len(drawn))
+    images = [
+        scenes.draw(scene, pictures, np.random.default_rng(place))
+        for half in (drawn, others)
+        for scene, place in zip(half, places, strict=True)
+    ]
+    return training.to_pixels(images).contiguous(memory_format=torch.channels_last)
+
+
+def locality_loss(latents: Tensor, pixels: Tensor) -> Tensor:
+    """How far latents of equal patches differ, within a pair of scenes and over a plain background.
+
+    Group normalisation and attention let a token depend on the whole picture. Tokens that depend on their own patch
+    alone are far easier to learn for the decoder: an object looks the same on any background.
+    """
+    patches = F.pixel_unshuffle(pixels, scenes.TOKEN)
+    one, other = patches.chunk(2)
+    same = (one - other).abs().amax(1) < 1e-3
+    pairs = (latents.chunk(2)[0] - latents.chunk(2)[1]).square().sum(1)
+    by_channel = patches.unflatten(1, (3, -1))
+    plain = ((by_channel.amax(2) - by_channel.amin(2)).amax(1, keepdim=True) < 1e-3).float()
+    mean = (latents * plain).sum((2, 3), keepdim=True) / plain.sum((2, 3), keepdim=True).clamp(min=1)
+    spread = ((latents - mean).square() * plain).sum() / plain.sum()
+    return pairs[same].mean() + spread
 
 
 def reconstruction_loss(restored: Tensor, pixels: Tensor) -> Tensor:

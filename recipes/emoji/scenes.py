@@ -59,10 +59,8 @@ def sample(rng: np.random.Generator) -> Scene:
 
 
 def draw(scene: Scene, artwork: Artwork, rng: np.random.Generator) -> np.ndarray:
-    """The scene as uint8 pixels (64, 64, 3); ``rng`` varies the shade and the exact place."""
-    shade = rng.uniform(0.93, 1.07)
-    colour = tuple(min(255, round(channel * shade)) for channel in COLOURS[scene.background])
-    canvas = Image.new("RGB", (SIDE, SIDE), colour)
+    """The scene as uint8 pixels (64, 64, 3); ``rng`` varies the exact place."""
+    canvas = Image.new("RGB", (SIDE, SIDE), COLOURS[scene.background])
     side = SIZES[scene.size]
     slack = (SIDE - side) // TOKEN  # in tokens
     spread = slack // 8  # how far, in tokens, the exact place may be from the nominal one

@@ -23,8 +23,12 @@ def batch_rng(seed: int, step: int) -> np.random.Generator:
 def draw_batch(artwork: Artwork, rng: np.random.Generator, size: int) -> tuple[list[scenes.Scene], Tensor]:
     """``size`` random scenes and their pixels, float32 (size, 3, 64, 64) in [-1, 1]."""
     batch = [scenes.sample(rng) for _ in range(size)]
-    pixels = np.stack([scenes.draw(scene, artwork, rng) for scene in batch])
-    return batch, torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return batch, to_pixels([scenes.draw(scene, artwork, rng) for scene in batch])
+
+
+def to_pixels(images: list[np.ndarray]) -> Tensor:
+    """uint8 images (height, width, 3) -> float32 pixels (n, 3, height, width) in [-1, 1]."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def schedule(step: int, steps: int, warmup: int = 100, cooldown: float = 0.4) -> float:

@@ -107,10 +107,15 @@ class Pipeline:
                 f"{len(negatives)} negative prompts do not fit {len(prompts)} prompts: give one, or one each"
             )
         images = len(prompts) * num_images_per_prompt
-        seeds = [seed + i for i in range(images)] if isinstance(seed, int) else list(seed)
+        seeds = list(seed) if isinstance(seed, Sequence | np.ndarray) else [int(seed) + i for i in range(images)]
         if len(seeds) != images:
             raise ZipARError(f"{len(seeds)} seeds do not fit {images} images: give one, or one an image")
-        given = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        given: dict[str, Any] = {
+            "guidance_scale": guidance_scale,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+        }
         sampling = replace(self.model.defaults, **{name: value for name, value in given.items() if value is not None})
         grid = self.model.grid(height or self.model.image_size[0], width or self.model.image_size[1])
 

@@ -237,7 +237,7 @@ class TestConversionOf:
     def test_a_pickle_that_wants_to_run_code(self, sources, out, gpt, tmp_path, zipped):
         payload = {"model": decoder_weights(classes=10), "args": Touch(tmp_path / "ran")}
         torch.save(payload, gpt, _use_new_zipfile_serialization=zipped)
-        with pytest.raises(zipar.ZipARError, match=r"gpt\.pt was not opened: a checkpoint has no need to run \S+"):
+        with pytest.raises(zipar.ZipARError, match=r"gpt\.pt was not opened, for it wants to run \S+: get a published"):
             convert(gpt, sources / "vq16.pt", None, out, image_size=64, heads=4)
         gpt.write_bytes(pickle.dumps(payload["args"]))
         with pytest.raises(zipar.ZipARError, match=r"gpt\.pt"):

@@ -4,12 +4,15 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers.utils import logging
 
 from zipar.checkpoints.llamagen import write
 from zipar.decoding.sampling import Sampling
 from zipar.image_tokenizers.vq import VQConfig, VQModel
 from zipar.models.llamagen import LlamaGen, LlamaGenConfig, Transformer
 from zipar.prompts import PromptVocabulary
+
+logging.disable_progress_bar()  # the command line does so before it imports transformers, too late in these tests
 
 VOCABULARY = PromptVocabulary(
     attributes={
@@ -62,7 +65,7 @@ def class_models(tmp_path_factory):
     """Directories of random class-conditional LlamaGens, by their number of classes."""
     directories = {}
     for classes in (10, 1000):
-        directories[classes] = str(tmp_path_factory.mktemp("models") / f"classes-{classes}")
+        directories[classes] = tmp_path_factory.mktemp("models") / f"classes-{classes}"
         write(_llamagen(False, classes=classes), directories[classes], torch.float32)
     return directories
 

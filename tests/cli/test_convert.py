@@ -30,18 +30,19 @@ def test_arguments_reach_the_conversion(zipar, calls):
         *("--image-size", 256, "--heads", 20, "--dtype", "float16"),
     )
     assert code == 0
-    (first, options), (second, more) = calls
+    assert zipar("convert", "llamagen", "gpt.pt", "vq.pt", "out")[0] == 0
+    (first, options), (second, more), (_, least) = calls
     assert [path and str(path) for path in first] == ["gpt.pt", "vq.pt", None, "out"]
     assert options == {"image_size": 384, "heads": None, "dtype": torch.bfloat16}
     assert [str(path) for path in second] == ["gpt.pt", "vq.pt", "t5", "out"]
     assert more == {"image_size": 256, "heads": 20, "dtype": torch.float16}
+    assert least["image_size"] is None
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
         ["gpt.pt", "vq.pt", "--image-size", "256"],
-        ["gpt.pt", "vq.pt", "out"],
         ["gpt.pt", "vq.pt", "out", "--image-size", "300"],
         ["gpt.pt", "vq.pt", "out", "--image-size", "256", "--heads", "0"],
         ["gpt.pt", "vq.pt", "out", "--image-size", "256", "--dtype", "int4"],

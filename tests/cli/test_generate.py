@@ -35,7 +35,7 @@ def test_one_image_with_everything(generate, tmp_path, text_model):
 def test_defaults_are_those_of_the_library(generate, tmp_path):
     assert generate("--stats", "fox.json")[0] == 0
     assert json.loads((tmp_path / "fox.json").read_text())["strategy"] == f"zipar:{library.ZipAR().window}"
-    assert options.DEFAULT_WINDOW == str(library.ZipAR().window)
+    assert str(library.ZipAR().window) == options.DEFAULT_WINDOW
     assert (tmp_path / "zipar.png").exists()
 
 

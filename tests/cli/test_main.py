@@ -26,6 +26,13 @@ def test_unknown_commands_end_in_one_line(zipar, arguments):
     assert err.count("\n") == 1
 
 
+def test_a_process_of_its_own_is_as_quiet(text_model, tmp_path):
+    command = [sys.executable, "-m", "zipar.cli.main", "generate", "a fox", "--model", text_model]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("zipar.png: 40 forward passes instead of 64, ")
+
+
 def test_the_command_line_itself_needs_no_torch():
     # a bare package stands in for zipar, whose public names do need it
     script = f"""if True:

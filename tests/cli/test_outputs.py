@@ -21,10 +21,10 @@ def test_an_interrupt_leaves_no_file_and_changes_none(zipar, text_model, tmp_pat
     (tmp_path / "fox.png").write_text("an older picture")
     if moment == "while decoding":
 
-        def decode(*_):
+        def step(*_):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("zipar.pipeline.decode", decode)
+        monkeypatch.setattr("zipar.models.llamagen.LlamaGen.step", step)
     else:
         monkeypatch.setattr(outputs, "array", lambda _: half(KeyboardInterrupt()))
     code, out, err = zipar("generate", "a fox", "-m", text_model, "-o", "fox.png", "--tokens", "fox.npy")

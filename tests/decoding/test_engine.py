@@ -23,7 +23,8 @@ from zipar.decoding.sampling import gumbel, sample
 from zipar.decoding.strategy import Step
 
 SEEDS = [3, -1, 2**80 + 5]
-PROMPTS = {"by_class": ["4", "0", "9"], "by_text": ["a red fox in the snow", "fox", "two small birds"]}
+TEXTS = ["a red fox in the snow", "fox", "two small birds"]
+PROMPTS = {"by_class": ["4", "0", "9"], "by_text": TEXTS, "attending": TEXTS}
 PLAIN = TokenGrid(5, 6)
 GRIDS = {
     "square": TokenGrid(4, 4),
@@ -94,7 +95,8 @@ def brute_force(model, prefixes, grid, sampling, seed, window, row_0_first):
             sees[prefix + i, [prefix + j for j in newest.values()]] = True
         slots, fed = torch.tensor([event[:2] for event in events], dtype=torch.int64).view(-1, 2).T
         hidden = torch.cat([embeddings, model.decoder.tok_embeddings(fed)])[None]
-        rotary = torch.cat([torch.zeros(prefix, model.rotary.shape[1]), model.rotary[slots]])[None]
+        turn = 1 if model.decoder.config.attend_to_prefix else 0
+        rotary = torch.cat([torch.full((prefix, model.rotary.shape[1]), turn), model.rotary[slots]])[None]
         return model.decoder.output(model.decoder(hidden, rotary, additive(sees[None], hidden.dtype)))[0]
 
     passes = 0
@@ -114,7 +116,9 @@ def brute_force(model, prefixes, grid, sampling, seed, window, row_0_first):
         found = [logits(embeddings)[queries] for embeddings in prefixes]
         if sampling.guided:
             found = [found[1] + sampling.guidance_scale * (found[0] - found[1])]
-        drawn = sample(found[0][None], sampling, torch.tensor([seed % 2**63]), torch.tensor([targets]))
+        drawn = sample(
+            found[0][None], sampling, torch.tensor([(seed + 2**63) % 2**64 - 2**63]), torch.tensor([targets])
+        )
         tokens.update(zip(targets, drawn[0].tolist(), strict=True))
         born.update(dict.fromkeys(targets, passes))
         passes += 1
@@ -138,7 +142,8 @@ def strategies():
         ("by_class", "frames, row and frame ends", 2.5),
         ("by_text", "tall", 2.5),
         ("by_text", "row ends", 2.5),
-        ("by_text", "frames", 1.0),
+        ("attending", "frames", 1.0),
+        ("attending", "wide", 2.5),
     ],
 )
 def test_equals_the_brute_force_decoder(tiny_models, kind, grid, guidance, strategy, window, row_0_first):
@@ -198,7 +203,7 @@ class Noise(LogitsProcessor):
 
     def __call__(self, input_ids, scores):
         slot = torch.tensor([[input_ids.shape[1] - self.prompt_length]])
-        seeds = torch.tensor([seed % 2**63 for seed in SEEDS])
+        seeds = torch.tensor([(seed + 2**63) % 2**64 - 2**63 for seed in SEEDS])
         return scores + gumbel(seeds, slot, scores.shape[-1])[:, 0]
 
 

@@ -40,7 +40,7 @@ TEXT_SAMPLING = Sampling(guidance_scale=7.5, top_k=1000)
 """As in the authors' sample script for text-conditional models."""
 
 NOT_WEIGHTS = {"freqs_cis", "quantize.codebook_used"}
-"""Buffers of the authors' code, of which no image depends: they are computed, or only for training."""
+"""Buffers of the authors' code on which no image depends: computed ones, and those of training."""
 
 Weights = dict[str, Tensor]
 Module = TypeVar("Module", bound=nn.Module)
@@ -139,7 +139,9 @@ def _read(path: Path) -> tuple[Weights, Any]:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # unpickling damaged bytes can raise anything
         if found := re.search(r"GLOBAL (\S+)", str(error)):
-            raise ZipARError(f"{path} was not opened: a checkpoint has no need to run {found[1]}") from error
+            raise ZipARError(
+                f"{path} was not opened, for it wants to run {found[1]}: get a published .pt file"
+            ) from error
         raise ZipARError(f"{path} is damaged, or is no PyTorch checkpoint: fetch it again") from error
     if not isinstance(checkpoint, dict):
         raise ZipARError(

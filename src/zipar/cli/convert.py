@@ -42,7 +42,10 @@ def llamagen(
             help="The T5 encoder (for text-conditional models), then the directory to make.",
         ),
     ],
-    image_size: Annotated[ImageSize, typer.Option(help="Height and width, in pixels, of its images.")],
+    image_size: Annotated[
+        ImageSize | None,
+        typer.Option(help="Height and width, in pixels, of its images.", show_default="as the checkpoint says"),
+    ] = None,
     heads: Annotated[
         int | None, typer.Option(min=1, metavar="NUMBER", help="Attention heads.", show_default="as published")
     ] = None,
@@ -64,7 +67,7 @@ def llamagen(
         vq,
         text_encoder[0] if text_encoder else None,
         out,
-        image_size=int(image_size.value),
+        image_size=int(image_size.value) if image_size else None,
         heads=heads,
         dtype=getattr(torch, dtype.value),
     )

@@ -34,7 +34,7 @@ def bars(quiet: bool) -> Iterator[Callable[[str, int], Callable[[Progress], None
             task = shown.add_task(title, total=passes, tokens=1)
 
             def moved(progress: Progress) -> None:
-                shown.update(task, completed=progress.done, total=progress.passes, tokens=progress.targets)
+                shown.update(task, completed=progress.done, total=progress.passes, tokens=progress.queries)
 
             return moved
 

@@ -25,6 +25,6 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     group = heads // kv_heads
     folded = query.unflatten(1, (kv_heads, group)).flatten(2, 3)
     if mask is not None:
-        mask = mask.repeat(1, 1, group, 1)
+        mask = mask.expand(-1, -1, query.shape[2], -1).repeat(1, 1, group, 1)
     output = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scale)
     return output.unflatten(2, (group, -1)).flatten(1, 2)

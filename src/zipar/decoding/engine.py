@@ -39,8 +39,8 @@ class Progress(NamedTuple):
 
     done: int
     passes: int
-    targets: int
-    """Tokens that each image gained in this pass."""
+    queries: int
+    """Slots that the pass evaluated for each image."""
 
 
 @dataclass
@@ -89,7 +89,7 @@ def decode(
     started = _clock(device)
     cache = SlotCache(model.cache_shape, rows, length, grid.slots, dtype, device)
     slots = torch.arange(grid.slots, device=device)
-    noise = torch.tensor([seed % 2**63 for seed in seeds], device=device)
+    noise = torch.tensor([(int(seed) + 2**63) % 2**64 - 2**63 for seed in seeds], device=device)
     tokens = F.pad(grid.blank(), (0, 1)).to(device).repeat(images, 1)  # the last entry takes what has no target
     born = torch.zeros_like(tokens)
 

@@ -27,7 +27,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 0 <= self.guidance_scale < float("inf"):
-            raise ZipARError(f"guidance scale {self.guidance_scale} is not possible: use 1 for none, or more")
+            raise ZipARError(f"guidance scale {self.guidance_scale} is not possible: use 1 for none, more for more")
         if not 0 <= self.temperature < float("inf"):
             raise ZipARError(f"temperature {self.temperature} is not possible: use 0 (greedy) or more")
         if self.top_k < 0:

@@ -146,7 +146,7 @@ class LlamaGen(VisualModel):
         labels = [imagenet_class(prompt, classes) for prompt in prompts]
         if unconditional:
             labels += [classes] * len(labels)
-        embeddings = self.decoder.cls_embedding.embedding_table(torch.tensor(labels, device=self.device))[:, None]
+        embeddings = self.decoder.cls_embedding(torch.tensor(labels, device=self.device))
         return Prefix(embeddings, torch.ones(len(labels), 1, dtype=torch.bool, device=self.device))
 
     def _text_prefix(self, prompts: Sequence[str], unconditional: bool) -> Prefix:
@@ -165,10 +165,11 @@ class LlamaGen(VisualModel):
         valid = torch.tensor([[False] * (length - len(w)) + [True] * len(w) for w in words], device=self.device)
         features = self.text_encoder(input_ids=ids, attention_mask=valid).last_hidden_state.to(self.dtype)
         embedder = self.decoder.cls_embedding
+        assert isinstance(embedder, CaptionEmbedder)
         if unconditional:
             absent = embedder.uncond_embedding[-length:].expand(len(words), -1, -1)
             features, valid = torch.cat([features, absent]), valid.repeat(2, 1)
-        return Prefix(embedder.cap_proj(features), valid)
+        return Prefix(embedder(features), valid)
 
     def prefill(self, prefix: Prefix, cache: SlotCache, mask: Tensor) -> Tensor:
         rotary = prefix_rotary(self.decoder.config, prefix.valid.shape[1]).to(self.device)[None]
@@ -223,7 +224,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         if config.classes is not None:
-            self.cls_embedding: nn.Module = LabelEmbedder(config.classes, config.dim)
+            self.cls_embedding: LabelEmbedder | CaptionEmbedder = LabelEmbedder(config.classes, config.dim)
         elif config.caption_dim is not None:
             self.cls_embedding = CaptionEmbedder(config.caption_dim, config.dim, config.prefix_length)
         else:
@@ -298,6 +299,10 @@ class LabelEmbedder(nn.Module):
         super().__init__()
         self.embedding_table = nn.Embedding(classes + 1, dim)
 
+    def forward(self, labels: Tensor) -> Tensor:
+        """Class numbers (rows,) -> a prefix (rows, 1, dim)."""
+        return self.embedding_table(labels)[:, None]
+
 
 class CaptionEmbedder(nn.Module):
     """Projects T5 features; ``uncond_embedding`` stands for the features of no prompt."""
@@ -306,6 +311,10 @@ class CaptionEmbedder(nn.Module):
         super().__init__()
         self.cap_proj = MLP(caption_dim, dim)
         self.uncond_embedding = nn.Parameter(torch.randn(length, caption_dim) / caption_dim**0.5)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """T5 features (rows, length, caption_dim) -> a prefix (rows, length, dim)."""
+        return self.cap_proj(features)
 
 
 class MLP(nn.Module):
