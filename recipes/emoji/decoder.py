@@ -56,15 +56,14 @@ class TextToImage(nn.Module):
         )
         self.decoder = Transformer(CONFIG)
         self.rotary = rotary_2d(CONFIG.grid_side, CONFIG.head_dim, CONFIG.rope_base)
-        for name, weight in self.decoder.named_parameters():
-            if weight.ndim == 2 and "uncond" not in name:
-                nn.init.normal_(weight, std=0.02)
+        self.mask = nn.Embedding(1, CONFIG.dim)  # needed in training alone
+        for embedding in (self.mask, self.decoder.tok_embeddings):
+            nn.init.normal_(embedding.weight, std=0.1)
         for layer in self.decoder.layers:
+            nn.init.normal_(layer.attention.wqkv.weight, std=0.03)
             nn.init.zeros_(layer.attention.wo.weight)
             nn.init.zeros_(layer.feed_forward.w2.weight)
         nn.init.zeros_(self.decoder.output.weight)
-        self.mask = nn.Embedding(1, CONFIG.dim)  # needed in training alone
-        nn.init.normal_(self.mask.weight, std=0.02)
 
     def forward(self, words: Tensor, valid: Tensor, dropped: Tensor, tokens: Tensor, hidden: Tensor) -> Tensor:
         """Logits (batch, slots, vocabulary) of ``tokens`` (batch, slots), given left-padded prompts.
@@ -92,8 +91,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--seed", type=int, default=2)
-    parser.add_argument("--muon-rate", type=float, default=3e-3)
-    parser.add_argument("--adam-rate", type=float, default=2e-3)
+    parser.add_argument("--muon-rate", type=float, default=2.5e-3)
+    parser.add_argument("--adam-rate", type=float, default=1e-3)
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
@@ -118,7 +117,12 @@ def main() -> None:
             logits = model(words["input_ids"], words["attention_mask"], dropped, tokens, hidden)
         return F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
 
-    matrices = [w for w in model.decoder.layers.parameters() if w.ndim == 2]
+    matrices = [
+        w
+        for part in (model.decoder.layers, model.decoder.cls_embedding.cap_proj)
+        for w in part.parameters()
+        if w.ndim == 2
+    ]
     chosen = {id(w) for w in matrices}
     others = [w for w in model.parameters() if id(w) not in chosen]
     optimizers = [

@@ -86,6 +86,7 @@ def zipar(capfd, tmp_path, monkeypatch):
     return run
 
 
-def plain(text):
-    """``text`` without colours and without line breaks."""
-    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split())
+@pytest.fixture
+def plain():
+    """Takes a text; gives it without colours and line breaks."""
+    return lambda text: " ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split())

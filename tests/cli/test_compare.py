@@ -1,7 +1,6 @@
 import json
 
 import pytest
-from conftest import plain
 from PIL import Image
 
 
@@ -10,7 +9,7 @@ def compare(zipar, text_model):
     return lambda *args: zipar("compare", "a fox on a blue background", "--model", text_model, *args)
 
 
-def test_picture_table_json_and_animation(compare, tmp_path):
+def test_picture_table_json_and_animation(compare, tmp_path, plain):
     strategies = ("--strategy", "zipar:4", "--strategy", "zipar:2:wave", "--strategy", "raster")
     code, out, err = compare(*strategies, "--output", "out.png", "--stats", "out.json", "--animate", "out.gif")
     assert (code, err) == (0, "")

@@ -3,10 +3,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import plain
 
 
-def test_table_and_wave(zipar, text_model):
+def test_table_and_wave(zipar, text_model, plain):
     code, out, err = zipar("plan", "--model", text_model, "--window", 2)
     assert (code, err) == (0, "")
     assert "16x16 pixels (height x width), 8 x 8 tokens" in out

@@ -1,9 +1,7 @@
 import shutil
 
-from conftest import plain
 
-
-def test_a_vocabulary(zipar, text_model):
+def test_a_vocabulary(zipar, text_model, plain):
     code, out, err = zipar("prompts", "--model", text_model)
     assert (code, err) == (0, "")
     assert "A prompt reads like: a fox on a blue background" in out

@@ -63,7 +63,7 @@ def check_tensors(tensors: dict[str, Tensor], module: nn.Module, source: Path) -
         raise ZipARError(f"{source} holds {len(extra)} tensors that do not belong, such as {extra[0]}")
     for name, shape in wanted.items():
         if held[name] != shape:
-            raise ZipARError(f"{source}: {name} is of shape {held[name]}, but its config says {shape}")
+            raise ZipARError(f"{source}: {name} is of shape {held[name]}, but should be {shape}")
 
 
 @contextmanager

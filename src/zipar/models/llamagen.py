@@ -110,7 +110,8 @@ class LlamaGen(VisualModel):
             text_encoder, text_tokenizer = load_text_encoder(directory / "text_encoder", dtype)
         prompts = directory / "prompts.json"
         vocabulary = PromptVocabulary.load(prompts) if prompts.exists() else None
-        decoder, image_tokenizer = decoder.to(device, dtype), image_tokenizer.to(device, dtype)
+        decoder = decoder.to(device, dtype)
+        image_tokenizer = image_tokenizer.to(device, torch.float32)  # as the authors run it, whatever the decoder's
         if text_encoder is not None:
             text_encoder = text_encoder.to(device)
         model = cls(decoder, image_tokenizer, text_encoder, text_tokenizer, defaults, vocabulary)
