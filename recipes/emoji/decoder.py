@@ -1,15 +1,15 @@
-"""Trains the decoder and its text encoder on tokens of random scenes."""
+"""Trains the decoder on prompts and tokens of random scenes."""
 
 import argparse
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import T5Config, T5EncoderModel
 
 import artwork
 import scenes
 import text
+import text_encoder
 import training
 from image_tokenizer import CONFIG as IMAGE_TOKENIZER
 from zipar.image_tokenizers.vq import VQModel
@@ -20,8 +20,8 @@ CONFIG = LlamaGenConfig(
     heads=8,
     dim=256,
     vocab_size=IMAGE_TOKENIZER.codebook_size,
-    prefix_length=24,
-    caption_dim=128,
+    prefix_length=text_encoder.LENGTH,
+    caption_dim=text_encoder.WIDTH,
     grid_side=16,
     multiple_of=32,
     attend_to_prefix=True,
@@ -34,26 +34,11 @@ WHOLLY_MASKED = 0.5
 
 
 class TextToImage(nn.Module):
-    """Text encoder and decoder, trained as one; sequences are (prefix, image tokens)."""
+    """Text encoder, which stays as it is, and decoder; sequences are (prefix, image tokens)."""
 
     def __init__(self, words: int) -> None:
         super().__init__()
-        assert CONFIG.caption_dim
-        self.text_encoder = T5EncoderModel(
-            T5Config(
-                vocab_size=words,
-                d_model=CONFIG.caption_dim,
-                d_kv=32,
-                d_ff=256,
-                num_layers=2,
-                num_heads=4,
-                dropout_rate=0.0,
-                pad_token_id=0,
-                eos_token_id=1,
-                is_encoder_decoder=False,
-                use_cache=False,
-            )
-        )
+        self.text_encoder = text_encoder.encoder(words).requires_grad_(False)
         self.decoder = Transformer(CONFIG)
         self.rotary = rotary_2d(CONFIG.grid_side, CONFIG.head_dim, CONFIG.rope_base)
         self.mask = nn.Embedding(1, CONFIG.dim)  # needed in training alone
@@ -101,6 +86,7 @@ def main() -> None:
     image_tokenizer.load_state_dict(torch.load(training.BUILD / "image_tokenizer_final.pt", weights_only=True))
     tokenizer = text.tokenizer(CONFIG.prefix_length)
     model = TextToImage(len(tokenizer))
+    model.text_encoder.load_state_dict(torch.load(training.BUILD / "text_encoder_final.pt", weights_only=True))
 
     def loss_of(step: int) -> Tensor:
         rng = training.batch_rng(args.seed, step)

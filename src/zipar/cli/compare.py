@@ -74,9 +74,9 @@ def compare(
         top_p=top_p,
     )
     fastest = min(chosen, key=lambda strategy: strategy.passes(started.grid))
-    with bars(quiet) as add:
+    with bars(started.grid, quiet) as add:
         _, *made = [
-            started.run(each, add(title, each.passes(started.grid)))
+            started.run(each, add(title, each))
             for each, title in [(fastest, "warming up"), *((each, strategies.name(each)) for each in chosen)]
         ]
 

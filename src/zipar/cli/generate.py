@@ -102,8 +102,8 @@ def generate(
         top_k=top_k,
         top_p=top_p,
     )
-    with bars(quiet) as add:
-        made = started.run(chosen, add("decoding", chosen.passes(started.grid)))
+    with bars(started.grid, quiet) as add:
+        made = started.run(chosen, add("decoding", chosen))
 
     paths = outputs.numbered(output, len(made.images))
     files: dict[Path, Callable[[Path], Any]] = {

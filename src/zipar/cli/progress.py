@@ -9,6 +9,8 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from zipar.decoding.engine import Progress
+from zipar.decoding.strategy import Strategy
+from zipar.grid import TokenGrid
 
 
 def spinner(text: str, quiet: bool) -> AbstractContextManager[Any]:
@@ -18,23 +20,26 @@ def spinner(text: str, quiet: bool) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def bars(quiet: bool) -> Iterator[Callable[[str, int], Callable[[Progress], None]]]:
-    """Yields a function that takes a title and the number of passes, and returns a callback that moves a new bar."""
+def bars(grid: TokenGrid, quiet: bool) -> Iterator[Callable[[str, Strategy], Callable[[Progress], None]]]:
+    """Yields a function that adds a bar for a strategy, and returns the callback that moves it."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed}/{task.total} passes"),
-        TextColumn("{task.fields[tokens]} tokens a pass"),
+        TextColumn("{task.fields[tokens]:.1f} tokens a pass"),
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
     )
-    with Bars(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as shown:
+    silent = quiet or not console.is_terminal
+    # drawn seldom, for compare takes the time meanwhile
+    with Bars(*columns, console=console, transient=True, disable=silent, refresh_per_second=4) as shown:
 
-        def add(title: str, passes: int) -> Callable[[Progress], None]:
-            task = shown.add_task(title, total=passes, tokens=1)
+        def add(title: str, strategy: Strategy) -> Callable[[Progress], None]:
+            passes = strategy.passes(grid)
+            task = shown.add_task(title, total=passes, tokens=grid.tokens / passes)
 
             def moved(progress: Progress) -> None:
-                shown.update(task, completed=progress.done, total=progress.passes, tokens=progress.queries)
+                shown.update(task, completed=progress.done, total=progress.passes)
 
             return moved
 
