@@ -33,7 +33,7 @@ def load(name: str | Path, dtype: torch.dtype | None = None, device: str | torch
         )
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=place)
+        torch.empty(1, device=place).item()  # the meta device holds no values, others may not be there
     except (RuntimeError, AssertionError) as error:
         raise ZipARError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
     if dtype is None:
