@@ -118,7 +118,6 @@ def main() -> None:
     parameters = sum(w.numel() for w in model.parameters())
     print(f"decoder: {parameters / 1e6:.2f} M parameters, {args.steps * args.batch} pictures", flush=True)
     training.run("decoder", model, optimizers, loss_of, steps=args.steps, decay=0.998, every=50)
-    torch.save(model.state_dict(), training.BUILD / "decoder_final.pt")
 
 
 if __name__ == "__main__":

@@ -27,11 +27,8 @@ def main() -> None:
 
     tokenizer = text.tokenizer(CONFIG.prefix_length)
     trained = TextToImage(len(tokenizer))
-    final = training.BUILD / "decoder_final.pt"
-    if final.exists():
-        trained.load_state_dict(torch.load(final, weights_only=True))
-    else:  # a look at a training that still goes on
-        trained.load_state_dict(torch.load(training.BUILD / "decoder.pt", weights_only=True)["average"])
+    # the averaged weights of the newest step, whether the training is done or still goes on
+    trained.load_state_dict(torch.load(training.BUILD / "decoder.pt", weights_only=True)["average"])
     image_tokenizer = VQModel(IMAGE_TOKENIZER)
     image_tokenizer.load_state_dict(torch.load(training.BUILD / "image_tokenizer_final.pt", weights_only=True))
     model = LlamaGen(
