@@ -1,0 +1,126 @@
+"""Runs the decoders of transformers on our cache and attention, through the plug points that transformers has.
+
+A family that transformers implements keeps its modules as they are: a ``Cache`` whose layers are those of the
+``SlotCache``, an attention function, and 4-D masks, which its decoders pass on unchanged.
+"""
+
+import inspect
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from zipar.decoding.attention import attend
+from zipar.decoding.cache import CacheShape, SlotCache, SlotCacheLayer
+from zipar.decoding.engine import Prefix
+from zipar.models.base import VisualModel
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    return attend(query, key, value, attention_mask, scaling).transpose(1, 2), None
+
+
+AttentionInterface.register("zipar", _attention)
+
+
+class _Layer(CacheLayerMixin):
+    """One layer of a :class:`SlotCache`, as transformers wants it."""
+
+    def __init__(self, layer: SlotCacheLayer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return self.layer.update(key_states, value_states)
+
+    def lazy_initialization(self, *args: Any) -> None:
+        """The slot cache is allocated already."""
+
+    def get_seq_length(self, *args: Any) -> int:
+        return self.layer.stop
+
+    def get_mask_sizes(self, *args: Any) -> tuple[int, int]:
+        return self.layer.stop, 0
+
+    def get_max_length(self) -> int:
+        return self.layer.keys.shape[2]
+
+    get_max_cache_shape = get_max_length  # its name in older versions
+
+
+class TransformersModel(VisualModel):
+    """A family whose modules are transformers': it runs ``decoder``, and says what goes in and what comes out."""
+
+    def __init__(self, model: PreTrainedModel, decoder: PreTrainedModel) -> None:
+        """``model`` is the user's; ``decoder`` the part of it that takes ``inputs_embeds`` and gives hidden states."""
+        super().__init__()
+        self.model = model
+        self.decoder = decoder
+        config = decoder.config
+        self.cache_shape = CacheShape(
+            config.num_hidden_layers,
+            config.num_key_value_heads,
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        )
+        names = inspect.signature(decoder.forward).parameters
+        self._cache_argument = "cache" if "cache" in names else "past_key_values"  # its name before transformers 5.24
+
+    @abstractmethod
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Image tokens, int64 (rows, queries), as the sequence holds them -> embeddings (rows, queries, dim)."""
+
+    @abstractmethod
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states (rows, queries, dim) -> float32 logits (rows, queries, vocabulary) of image tokens."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.get_input_embeddings().weight.device
+
+    def prefill(self, prefix: Prefix, cache: SlotCache, mask: Tensor) -> Tensor:
+        positions = (prefix.valid.long().cumsum(1) - 1).clamp(min=0)
+        return self.logits(self._run(prefix.embeddings, positions, cache, mask)[:, -1:])
+
+    def step(self, tokens: Tensor, slots: Tensor, lengths: Tensor, cache: SlotCache, mask: Tensor) -> Tensor:
+        return self.logits(self._run(self.embed(tokens), lengths[:, None] + slots, cache, mask))
+
+    def _run(self, embeddings: Tensor, positions: Tensor, cache: SlotCache, mask: Tensor) -> Tensor:
+        layers = Cache(layers=[_Layer(layer) for layer in cache.layers])
+        with self._plugged():
+            output = self.decoder(
+                inputs_embeds=embeddings,
+                attention_mask=mask,
+                position_ids=positions,
+                use_cache=True,
+                **{self._cache_argument: layers},
+            )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    @contextmanager
+    def _plugged(self) -> Iterator[None]:
+        """Our attention, for the time of a pass: whatever else the user does with the model stays as it was."""
+        config = self.decoder.config
+        own = config._attn_implementation
+        config._attn_implementation = "zipar"
+        try:
+            yield
+        finally:
+            config._attn_implementation = own
