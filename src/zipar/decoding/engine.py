@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zipar.decoding.cache import CacheShape, SlotCache
 from zipar.decoding.sampling import Sampling, guide, sample
-from zipar.decoding.strategy import Strategy
+from zipar.decoding.strategy import Evaluated, Strategy
 from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
 
@@ -54,6 +54,8 @@ class Decoded:
     forward_passes: int
     slots_evaluated: int
     """Queries an image over all passes after the prefill."""
+    rejections: int
+    """Tokens that adaptive strategies took back, in all images together."""
     prefill_seconds: float
     decode_seconds: float
 
@@ -93,12 +95,13 @@ def decode(
     tokens = F.pad(grid.blank(), (0, 1)).to(device).repeat(images, 1)  # the last entry takes what has no target
     born = torch.zeros_like(tokens)
 
-    def settle(logits: Tensor, targets: Tensor, done: int) -> None:
+    def settle(logits: Tensor, targets: Tensor, done: int) -> Tensor:
         if sampling.guided:
             logits = guide(logits, sampling.guidance_scale)
         targets = targets.expand(images, -1)
         tokens.scatter_(1, targets, sample(logits, sampling, noise, targets))
         born.scatter_(1, targets, done)
+        return logits
 
     causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
     itself = torch.eye(length, dtype=torch.bool, device=device)  # padding sees itself, for it must see something
@@ -109,7 +112,9 @@ def decode(
     lengths = prefix.valid.sum(1)
     written = torch.zeros(1, grid.slots, dtype=torch.bool, device=device)
     passes, evaluated, expected = 1, 0, strategy.passes(grid)
-    for step in strategy.steps(grid, tokens):
+    steps, rejections = strategy.steps(grid, tokens), None
+    step = next(steps, None)
+    while step is not None:
         queries, width = step.queries, step.queries.shape[1]
         fed = tokens.gather(1, step.sources.expand(images, -1))
         if sampling.guided:
@@ -125,13 +130,25 @@ def decode(
         )
         cache.place(queries, step.extent)
         logits = model.step(fed, queries, lengths, cache, additive(visible, dtype))
-        settle(logits, step.targets, passes)
+        logits = settle(logits, step.targets, passes)
         passes += 1
         evaluated += width
         if callback is not None:
             callback(Progress(passes, max(expected, passes), width))
+        try:
+            step = steps.send(Evaluated(logits, sampling, noise))
+        except StopIteration as end:
+            step, rejections = None, end.value
     finished = _clock(device)
-    return Decoded(tokens[:, :-1], born[:, :-1], passes, evaluated, prefilled - started, finished - prefilled)
+    return Decoded(
+        tokens[:, :-1],
+        born[:, :-1],
+        passes,
+        evaluated,
+        0 if rejections is None else int(rejections.sum()),
+        prefilled - started,
+        finished - prefilled,
+    )
 
 
 def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:

@@ -78,6 +78,34 @@ def sample(logits: Tensor, sampling: Sampling, seeds: Tensor, slots: Tensor) -> 
     return (logits + gumbel(seeds, slots, logits.shape[-1])).argmax(-1)
 
 
+def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """The distribution (..., vocabulary) that ``sample`` draws from; all on one token where it is greedy."""
+    if sampling.temperature == 0:
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+    return filter_logits(logits, sampling).softmax(-1)
+
+
+def revise(tokens: Tensor, before: Tensor, now: Tensor, seeds: Tensor, slots: Tensor) -> Tensor:
+    """Turn draws from ``before`` into draws from ``now``, keeping as many as can be (Leviathan et al., 2023).
+
+    A token x stays with probability min(1, now(x) / before(x)), else one is drawn from max(0, now - before).
+
+    Args:
+        tokens: int64 (n,), drawn from ``before``.
+        before, now: (n, vocabulary).
+        seeds: int64 (n,), of noise that the draws have not used.
+        slots: int64 (n,).
+
+    Returns:
+        int64 (n,); those that differ from ``tokens`` were rejected.
+    """
+    noise = gumbel(seeds, slots[:, None], now.shape[-1] + 1)[:, 0]
+    uniform = (-(-noise[:, -1]).exp()).exp()
+    kept = uniform * before.gather(1, tokens[:, None])[:, 0] <= now.gather(1, tokens[:, None])[:, 0]
+    drawn = ((now - before).clamp(min=0).log() + noise[:, :-1]).argmax(1)
+    return tokens.where(kept, drawn)
+
+
 def gumbel(seeds: Tensor, slots: Tensor, vocabulary: int) -> Tensor:
     """Standard Gumbel noise, float32 (images, queries, vocabulary), a pure function of its arguments.
 

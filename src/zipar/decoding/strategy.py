@@ -5,12 +5,13 @@ for a set of slots at once. Pass 0 is the prefill of the prompt, whose last posi
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from zipar.decoding.sampling import Sampling
 from zipar.grid import TokenGrid
 
 
@@ -29,17 +30,32 @@ class Step(NamedTuple):
     """No query is at or beyond this slot, so no cache entry from there on is needed."""
 
 
+class Evaluated(NamedTuple):
+    """What came of a step, besides the tokens sampled."""
+
+    logits: Tensor
+    """Float32 (images, queries, vocabulary), guidance applied."""
+    sampling: Sampling
+    seeds: Tensor
+    """int64 (images,)."""
+
+
+Steps = Generator[Step, Evaluated, Tensor | None]
+"""Yields the passes after the prefill, and is sent what came of each; it may return rejections, int64 (images,)."""
+
+
 class Strategy(ABC):
     """Decides which slots each forward pass evaluates."""
 
     @abstractmethod
-    def steps(self, grid: TokenGrid, tokens: Tensor) -> Iterator[Step]:
+    def steps(self, grid: TokenGrid, tokens: Tensor) -> Steps:
         """The passes after the prefill.
 
         Args:
             grid: the grid to decode.
             tokens: the live token buffer, int64 (images, slots + 1): when a step has been yielded and
-                the next is asked for, it holds what that step sampled. Steps are made on its device.
+                the next is asked for, it holds what that step sampled, and may be changed. Steps are made
+                on its device.
         """
 
     @abstractmethod
@@ -87,16 +103,17 @@ class StaticStrategy(Strategy):
                 plan[final].append((slot, slot, nowhere))
         return plan
 
-    def steps(self, grid: TokenGrid, tokens: Tensor) -> Iterator[Step]:
+    def steps(self, grid: TokenGrid, tokens: Tensor) -> Steps:
         plan = self.plan(grid)[1:]
         if not plan:
-            return
+            return None
         widths = [len(entries) for entries in plan]
         extents = [max(query for query, _, _ in entries) + 1 for entries in plan]
         flat = torch.tensor([entry for entries in plan for entry in entries], device=tokens.device)
         for entries, extent in zip(flat.split(widths), extents, strict=True):
             queries, sources, targets = entries.T[:, None].contiguous()
             yield Step(queries, sources, targets, extent)
+        return None
 
     def passes(self, grid: TokenGrid) -> int:
         return int(self.timetable(grid).max()) + 1

@@ -6,7 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from zipar.decoding.strategy import StaticStrategy
+from zipar.decoding.strategy import StaticStrategy, Steps
+from zipar.decoding.wave import Wave
 from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
 
@@ -25,6 +26,7 @@ class ZipAR(StaticStrategy):
     """
 
     window: int = 4
+    lookahead: int = 1
     first_row: Literal["alone", "wave"] = "alone"
 
     def __post_init__(self) -> None:
@@ -32,6 +34,29 @@ class ZipAR(StaticStrategy):
             raise ZipARError(f"window {self.window} is not possible: a row needs at least 1 token above it to start")
         if self.first_row not in ("alone", "wave"):
             raise ZipARError(f"first_row {self.first_row!r} is unknown: use 'alone' or 'wave'")
+
+    def steps(self, grid: TokenGrid, tokens: Tensor) -> Steps:
+        if self.lookahead == 1:
+            return super().steps(grid, tokens)
+        return self._drafted_steps(grid, tokens)
+
+    def _drafted_steps(self, grid: TokenGrid, tokens: Tensor) -> Steps:
+        alone = grid.row_end is None and self.first_row == "alone"
+        wave = Wave(grid, tokens, self.window, alone)
+        places, slots = wave.places, wave.slots
+        drafted = (~places.free | (places.slot == 0)).repeat(len(tokens), 1)
+        while True:
+            wanted = wave.wanted(self.lookahead)
+            if not wanted.any():
+                return None
+            tokens.copy_(tokens.where(drafted, tokens[:, places.above]))
+            drafted[:, slots] |= wanted
+            guesses = tokens[:, slots]
+            yield wave.step(wanted)
+            wrong = wanted & (tokens[:, slots] != guesses)
+            # the first draft of a row is settled, and the next ones as long as those before it were guessed right
+            settled = wanted & (wrong.cumsum(-1) - wrong.long() == 0)
+            wave.settle(wave.settled + settled.sum(-1))
 
     def timetable(self, grid: TokenGrid) -> Tensor:
         window = min(self.window, grid.columns)
