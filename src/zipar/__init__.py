@@ -1,5 +1,7 @@
 """ZipAR: autoregressive image models, several times faster, with no retraining."""
 
+from zipar.decoding.adaptive import AdaptiveZipAR
+from zipar.decoding.jacobi import CoupledJacobi
 from zipar.decoding.raster import Raster
 from zipar.decoding.sampling import Sampling
 from zipar.decoding.strategy import Strategy
@@ -11,6 +13,8 @@ from zipar.pipeline import DecodingStats, Pipeline, PipelineOutput, pipeline
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaptiveZipAR",
+    "CoupledJacobi",
     "DecodingStats",
     "Pipeline",
     "PipelineOutput",

@@ -1,0 +1,152 @@
+"""ZipAR with drafted rows against a decoder without cache, and where it must be ZipAR or raster decoding itself."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zipar import Raster, Sampling, TokenGrid, ZipAR, ZipARError
+from zipar.decoding.engine import additive, decode
+from zipar.decoding.sampling import sample
+
+SEEDS = [3, -1, 2**80 + 5]
+TEXTS = ["a red fox in the snow", "fox", "two small birds"]
+GRIDS = {
+    "square": TokenGrid(4, 4),
+    "wide": TokenGrid(3, 6),
+    "row ends": TokenGrid(4, 5, row_end=7),
+    "frames": TokenGrid(3, 3, frames=2),
+    "frames, row and frame ends": TokenGrid(3, 3, frames=2, row_end=7, frame_end=(8, 9)),
+}
+
+
+def prepared(tiny_models, **settings):
+    sampling = Sampling(2.5, **settings)
+    with torch.inference_mode():
+        return tiny_models.by_text, tiny_models.by_text.prefix(TEXTS, None, True), sampling
+
+
+def brute_force(model, prefixes, grid, sampling, seed, window, lookahead, row_0_first):
+    """One image, all events (slot, token, pass) computed anew in each pass; returns its tokens and passes."""
+    rows = grid.free().flatten(0, 1).tolist()
+    key = torch.tensor([(seed + 2**63) % 2**64 - 2**63])
+
+    def logits(embeddings, events):
+        prefix, count = len(embeddings), len(embeddings) + len(events)
+        sees = torch.zeros(count, count, dtype=torch.bool)
+        sees[:, :prefix] = torch.ones(count, prefix).tril()
+        for i, (slot, _, now) in enumerate(events):
+            newest = {other: j for j, (other, _, then) in enumerate(events) if other <= slot and then <= now}
+            sees[prefix + i, [prefix + j for j in newest.values()]] = True
+        slots, fed = torch.tensor([event[:2] for event in events], dtype=torch.int64).view(-1, 2).T
+        hidden = torch.cat([embeddings, model.decoder.tok_embeddings(fed)])[None]
+        rotary = torch.cat([torch.zeros(prefix, model.rotary.shape[1]), model.rotary[slots]])[None]
+        return model.decoder.output(model.decoder(hidden, rotary, additive(sees[None], hidden.dtype)))[0]
+
+    def draw(events, queries, targets):
+        conditional, other = (logits(embeddings, events)[queries] for embeddings in prefixes)
+        guided = other + sampling.guidance_scale * (conditional - other)
+        return sample(guided[None], sampling, key, torch.tensor([targets]))[0].tolist()
+
+    blank = grid.blank().tolist()
+    where = {slot: (r, c) for r, row in enumerate(rows) for c, slot in enumerate(row)}
+    above = {}
+    for slot, (r, c) in where.items():
+        frame, within = divmod(r, grid.rows)
+        left = rows[0][max(c - 1, 0)]
+        above[slot] = rows[r - 1][c] if within else rows[r - grid.rows][c] if frame else left
+    tokens = dict.fromkeys(where, 0)
+    events, touched = [], {0}
+    tokens[0] = draw(events, [-1], [0])[0]
+    settled = [1] + [0] * (len(rows) - 1)
+    closing = [r for r in range(len(rows)) if settled[r] == grid.columns]
+    passes = 1
+    while sum(settled) < len(where):
+        full = [count == grid.columns for count in settled]
+        targets = {}
+        for r, row in enumerate(rows):
+            within = r % grid.rows
+            enough = grid.columns if not within or (within == 1 and row_0_first) else min(window, grid.columns)
+            if r == 0 or settled[r - 1] >= enough:
+                for slot in row[settled[r] : settled[r] + lookahead]:
+                    targets[slot] = r
+        old = dict(tokens)
+        tokens |= {slot: old[above[slot]] for slot in where if slot not in touched}
+        touched |= set(targets)
+        fed = {}
+        for r in closing:
+            end = rows[r + 1][0] if r + 1 < len(rows) else 0
+            fed |= {slot: tokens.get(slot, blank[slot]) for slot in range(rows[r][-1], end)}
+        for slot, r in targets.items():
+            before = slot - 1
+            fed[before] = tokens.get(before, blank[before])
+            if where[slot][1] == 0 and grid.row_end is None and not full[r - 1]:
+                first = r - r % grid.rows
+                complete = [q for q in range(first, r - 1) if full[q]]
+                source = rows[complete[-1]][-1] if complete else rows[r - 1][settled[r - 1] - 1]
+                fed[before] = tokens[source]
+        fed = dict(sorted(fed.items()))
+        events += [(slot, token, passes) for slot, token in fed.items()]
+        drawn = draw(events, [-len(fed) + list(fed).index(slot - 1) for slot in targets], list(targets))
+        guesses = {slot: tokens[slot] for slot in targets}
+        tokens |= dict(zip(targets, drawn, strict=True))
+        counts, closing = list(settled), []
+        for r, row in enumerate(rows):
+            free_run = full[r - 1] or r % grid.rows == 0
+            most = grid.columns if free_run else settled[r - 1] - min(window, grid.columns) + 1
+            for slot in row[settled[r] : settled[r] + lookahead]:
+                if slot not in targets or counts[r] >= most:
+                    break
+                counts[r] += 1
+                if tokens[slot] != guesses[slot]:
+                    break
+            if counts[r] == grid.columns and not full[r]:
+                closing.append(r)
+        settled = counts
+        passes += 1
+    return [tokens.get(slot, blank[slot]) for slot in range(grid.slots)], passes
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+@pytest.mark.parametrize("first_row", ["alone", "wave"])
+@pytest.mark.parametrize(("window", "lookahead"), [(1, 2), (2, 1), (2, 3), (1, 9), (3, 2)])
+def test_equals_the_brute_force_decoder(tiny_models, grid, first_row, window, lookahead):
+    model, prefix, sampling = prepared(tiny_models, temperature=0.4)
+    found = decode(model, prefix, grid, ZipAR(window, lookahead, first_row), sampling, SEEDS)
+    longest = 0
+    for image, seed in enumerate(SEEDS):
+        pair = [prefix.embeddings[row][prefix.valid[row]] for row in (image, image + len(SEEDS))]
+        alone = first_row == "alone" and grid.row_end is None
+        with torch.inference_mode():
+            tokens, passes = brute_force(model, pair, grid, sampling, seed, window, lookahead, alone)
+        assert found.tokens[image].tolist() == tokens
+        longest = max(longest, passes)
+    assert found.forward_passes == longest
+
+
+@settings(max_examples=40)
+@given(
+    grid=st.sampled_from(list(GRIDS.values())),
+    window=st.integers(1, 6),
+    first_row=st.sampled_from(["alone", "wave"]),
+    lookahead=st.integers(1, 8),
+)
+def test_takes_no_more_passes_than_without_drafts(tiny_models, grid, window, first_row, lookahead):
+    model, prefix, sampling = prepared(tiny_models, temperature=0.5)
+    strategy = ZipAR(window, lookahead, first_row)
+    found = decode(model, prefix, grid, strategy, sampling, SEEDS)
+    assert found.forward_passes <= ZipAR(window, first_row=first_row).passes(grid) == strategy.passes(grid)
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+@pytest.mark.parametrize("lookahead", [2, 5])
+def test_a_window_as_wide_as_the_grid_gives_the_tokens_of_raster(tiny_models, grid, lookahead):
+    model, prefix, sampling = prepared(tiny_models)
+    raster = decode(model, prefix, grid, Raster(), sampling, SEEDS)
+    for window in grid.columns, grid.columns + 3:
+        assert decode(model, prefix, grid, ZipAR(window, lookahead), sampling, SEEDS).tokens.equal(raster.tokens)
+
+
+def test_a_lookahead_below_one_is_refused():
+    with pytest.raises(ZipARError, match="lookahead 0"):
+        ZipAR(4, 0)
