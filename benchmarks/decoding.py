@@ -46,7 +46,7 @@ def strategies(windows: list[int]) -> dict[str, Strategy]:
     named: dict[str, Strategy] = {"raster": Raster()}
     for window in windows:
         named[f"ZipAR {window}"] = ZipAR(window)
-        named[f"ZipAR {window}, row 1 in the wave"] = ZipAR(window, "wave")
+        named[f"ZipAR {window}, row 1 in the wave"] = ZipAR(window, first_row="wave")
     return named
 
 

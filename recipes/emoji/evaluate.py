@@ -51,7 +51,7 @@ def parse_strategy(spec: str) -> zipar.Strategy:
         case ["zipar", window]:
             return zipar.ZipAR(int(window))
         case ["zipar", window, first_row]:
-            return zipar.ZipAR(int(window), first_row)  # type: ignore[arg-type]
+            return zipar.ZipAR(int(window), first_row=first_row)  # type: ignore[arg-type]
     raise ValueError(f"strategy {spec!r} is none of raster, zipar:WINDOW, zipar:WINDOW:FIRST_ROW")
 
 

@@ -7,7 +7,7 @@ from zipar.cli.compare import STRATEGIES
 
 @pytest.mark.parametrize(
     ("text", "strategy"),
-    [("raster", Raster()), ("ZipAR:8", ZipAR(8)), ("zipar:3:wave", ZipAR(3, "wave")), ("zipar:3:alone", ZipAR(3))],
+    [("raster", Raster()), ("ZipAR:8", ZipAR(8)), ("zipar:3:wave", ZipAR(3, first_row="wave")), ("zipar:3:alone", ZipAR(3))],
 )
 def test_names(text, strategy):
     assert strategies.parse(text) == strategy

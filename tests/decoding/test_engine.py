@@ -130,7 +130,7 @@ def strategies():
     yield pytest.param(Raster(), 99, False, id="raster")
     for window in 1, 2, 4:
         yield pytest.param(ZipAR(window), window, True, id=f"window {window}")
-        yield pytest.param(ZipAR(window, "wave"), window, False, id=f"window {window}, wave")
+        yield pytest.param(ZipAR(window, first_row="wave"), window, False, id=f"window {window}, wave")
 
 
 @pytest.mark.parametrize(("strategy", "window", "row_0_first"), [*strategies()])
@@ -232,7 +232,7 @@ def test_a_window_as_wide_as_the_grid_gives_the_tokens_of_raster(tiny_models, gr
     model, prefix, sampling = prepared(tiny_models, "by_class")
     raster = decode(model, prefix, grid, Raster(), sampling, SEEDS)
     for window in grid.columns, grid.columns + 3:
-        assert decode(model, prefix, grid, ZipAR(window, first_row), sampling, SEEDS).tokens.equal(raster.tokens)
+        assert decode(model, prefix, grid, ZipAR(window, first_row=first_row), sampling, SEEDS).tokens.equal(raster.tokens)
     assert not decode(model, prefix, grid, ZipAR(1), sampling, SEEDS).tokens.equal(raster.tokens)
 
 
@@ -324,7 +324,7 @@ class Late(Strategy):
             yield Step(queries, queries, targets, grid.slots)
 
 
-RAGGED = Each(ZipAR(1), Raster(), ZipAR(3, "wave"))
+RAGGED = Each(ZipAR(1), Raster(), ZipAR(3, first_row="wave"))
 
 
 @pytest.mark.parametrize("kind", PROMPTS)
@@ -404,7 +404,7 @@ def test_what_lies_in_the_padding_does_not_matter(tiny_models):
     frames=st.integers(1, 2),
     row_end=st.sampled_from([None, 7]),
     frame_end=st.sampled_from([(), (8,)]),
-    strategy=st.builds(ZipAR, st.integers(1, 5), st.sampled_from(["alone", "wave"])) | st.just(Raster()),
+    strategy=st.builds(ZipAR, st.integers(1, 5), first_row=st.sampled_from(["alone", "wave"])) | st.just(Raster()),
 )
 def test_results_are_complete(tiny_models, rows, columns, frames, row_end, frame_end, strategy):
     grid = TokenGrid(rows, columns, frames, row_end, frame_end)

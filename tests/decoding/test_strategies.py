@@ -23,7 +23,7 @@ def any_grid_and(strategies):
     """Properties of schedules hold for random grids and windows, and in particular for these."""
 
     def decorate(test):
-        for strategy in ZipAR(2), ZipAR(2, "wave"), ZipAR(1, "wave"):
+        for strategy in ZipAR(2), ZipAR(2, first_row="wave"), ZipAR(1, first_row="wave"):
             for grid in TokenGrid(5, 6), TokenGrid(4, 5, 2, row_end=7, frame_end=(8, 9)), TokenGrid(4, 5, 2):
                 test = example(grid, strategy)(test)
         return given(GRIDS, strategies)(test)
@@ -68,14 +68,14 @@ def test_passes_are_those_of_the_authors(side, window, passes):
     assert ZipAR(window).passes(grid) == passes
     assert len(schedule(ZipAR(window), grid)) == passes
     in_wave = side + (side - 1) * window
-    assert ZipAR(window, "wave").passes(grid) == in_wave
+    assert ZipAR(window, first_row="wave").passes(grid) == in_wave
     for first_row in "alone", "wave":
-        assert ZipAR(window, first_row).passes(TokenGrid(side, side, row_end=7)) == in_wave
+        assert ZipAR(window, first_row=first_row).passes(TokenGrid(side, side, row_end=7)) == in_wave
 
 
 def test_passes_of_grids_that_are_not_square():
     assert ZipAR(3).passes(TokenGrid(5, 8)) == 2 * 8 + 3 * 3
-    assert ZipAR(3, "wave").passes(TokenGrid(5, 8)) == 8 + 4 * 3
+    assert ZipAR(3, first_row="wave").passes(TokenGrid(5, 8)) == 8 + 4 * 3
     assert ZipAR(3).passes(TokenGrid(8, 5)) == 2 * 5 + 6 * 3
     assert ZipAR(3).passes(TokenGrid(1, 9)) == 9
     assert ZipAR(3).passes(TokenGrid(9, 1)) == 9

@@ -26,7 +26,7 @@ def test_it_is_small_and_names_its_artwork():
 
 
 def test_every_strategy_paints_with_its_number_of_passes(emoji):
-    for strategy, passes in (zipar.Raster(), 256), (zipar.ZipAR(3), 74), (zipar.ZipAR(4, "wave"), 76):
+    for strategy, passes in (zipar.Raster(), 256), (zipar.ZipAR(3), 74), (zipar.ZipAR(4, first_row="wave"), 76):
         output = emoji(PROMPT, strategy=strategy)
         assert output.stats.forward_passes == passes
         assert output.images[0].size == (64, 64)
