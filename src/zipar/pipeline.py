@@ -30,6 +30,8 @@ class DecodingStats:
     """Tokens that an image's sequence holds, given ones included."""
     slots_evaluated: int
     """Queries an image that the passes after the prefill evaluated."""
+    rejections: int
+    """Tokens that an adaptive strategy took back, in all images of the call together."""
     prefill_seconds: float
     decode_seconds: float
     vision_seconds: float
@@ -145,6 +147,7 @@ class Pipeline:
             forward_passes=decoded.forward_passes,
             slots=grid.slots,
             slots_evaluated=decoded.slots_evaluated,
+            rejections=decoded.rejections,
             prefill_seconds=encoding + decoded.prefill_seconds,
             decode_seconds=decoded.decode_seconds,
             vision_seconds=seconds,

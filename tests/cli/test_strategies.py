@@ -1,13 +1,26 @@
 import pytest
 
-from zipar import Raster, ZipAR
+from zipar import AdaptiveZipAR, CoupledJacobi, Raster, ZipAR, ZipARError
 from zipar.cli import strategies
 from zipar.cli.compare import STRATEGIES
 
 
 @pytest.mark.parametrize(
     ("text", "strategy"),
-    [("raster", Raster()), ("ZipAR:8", ZipAR(8)), ("zipar:3:wave", ZipAR(3, first_row="wave")), ("zipar:3:alone", ZipAR(3))],
+    [
+        ("raster", Raster()),
+        ("ZipAR:8", ZipAR(8)),
+        ("zipar:3:wave", ZipAR(3, first_row="wave")),
+        ("zipar:3:alone", ZipAR(3)),
+        ("zipar:wave", ZipAR(first_row="wave")),
+        ("zipar:3:16", ZipAR(3, 16)),
+        ("zipar:3:16:wave", ZipAR(3, 16, "wave")),
+        ("adaptive:3", AdaptiveZipAR(3)),
+        ("adaptive:3:wave", AdaptiveZipAR(3, "wave")),
+        ("jacobi", CoupledJacobi()),
+        ("jacobi:8", CoupledJacobi(8)),
+        ("jacobi:8:2", CoupledJacobi(8, 2)),
+    ],
 )
 def test_names(text, strategy):
     assert strategies.parse(text) == strategy
@@ -15,5 +28,26 @@ def test_names(text, strategy):
 
 
 def test_defaults():
-    assert strategies.parse("zipar") == strategies.zipar() == ZipAR()
+    assert strategies.parse("zipar") == strategies.make("zipar") == ZipAR()
     assert [strategies.name(strategies.parse(name)) for name in STRATEGIES] == list(STRATEGIES)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("fast", "'fast' is unknown: use raster, zipar"),
+        ("raster:1", "'raster:1' is unknown"),
+        ("zipar:1:2:3", "is unknown"),
+        ("zipar:x", "first_row 'x'"),
+        ("jacobi:8:wave", "window 'wave' is no number"),
+        ("adaptive:0", "window 0"),
+    ],
+)
+def test_what_is_no_strategy_is_refused(text, named):
+    with pytest.raises(ZipARError, match=named):
+        strategies.parse(text)
+
+
+def test_options_that_a_strategy_lacks_are_refused():
+    with pytest.raises(ZipARError, match="lookahead 4 does not belong to strategy adaptive"):
+        strategies.make("adaptive", lookahead=4)

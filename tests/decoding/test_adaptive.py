@@ -85,7 +85,9 @@ def test_an_image_is_the_same_again_alone_and_in_a_batch(tiny_models, window):
     again = decode(model, prefix_of(tiny_models), grid, strategy, sampling, SEEDS)
     assert again.tokens.equal(together.tokens)
     for image in range(3):
-        alone = decode(model, prefix_of(tiny_models, TEXTS[image : image + 1]), grid, strategy, sampling, [SEEDS[image]])
+        alone = decode(
+            model, prefix_of(tiny_models, TEXTS[image : image + 1]), grid, strategy, sampling, [SEEDS[image]]
+        )
         assert alone.tokens[0].equal(together.tokens[image])
 
 

@@ -232,7 +232,9 @@ def test_a_window_as_wide_as_the_grid_gives_the_tokens_of_raster(tiny_models, gr
     model, prefix, sampling = prepared(tiny_models, "by_class")
     raster = decode(model, prefix, grid, Raster(), sampling, SEEDS)
     for window in grid.columns, grid.columns + 3:
-        assert decode(model, prefix, grid, ZipAR(window, first_row=first_row), sampling, SEEDS).tokens.equal(raster.tokens)
+        assert decode(model, prefix, grid, ZipAR(window, first_row=first_row), sampling, SEEDS).tokens.equal(
+            raster.tokens
+        )
     assert not decode(model, prefix, grid, ZipAR(1), sampling, SEEDS).tokens.equal(raster.tokens)
 
 

@@ -18,8 +18,9 @@ def compare(
         typer.Option(
             "--strategy",
             "-s",
-            metavar="NAME[:WINDOW[:FIRST_ROW]]",
-            help="Such as zipar:8 or zipar:8:wave; may be given several times. Raster order always comes first.",
+            metavar="NAME[:NUMBER...]",
+            help="Such as zipar:8, zipar:8:wave, zipar:4:16 (lookahead 16), adaptive:2, jacobi:16; may be given "
+            "several times. Raster order always comes first.",
             show_default=" ".join(STRATEGIES),
         ),
     ] = None,

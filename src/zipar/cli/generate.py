@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from zipar.cli import options, outputs
-from zipar.errors import ZipARError
 
 
 class StrategyName(str, Enum):
@@ -16,6 +15,8 @@ class StrategyName(str, Enum):
 
     zipar = "zipar"
     raster = "raster"
+    adaptive = "adaptive"
+    jacobi = "jacobi"
 
 
 def generate(
@@ -25,9 +26,14 @@ def generate(
     ],
     model: options.Model = "emoji",
     strategy: Annotated[
-        StrategyName, typer.Option(help="zipar: rows grow together. raster: one token after the other, the baseline.")
+        StrategyName,
+        typer.Option(
+            help="zipar: rows grow together. adaptive: a row waits where more context changes its start. jacobi: the "
+            "very image of raster order, in fewer passes. raster: one token after the other, the baseline."
+        ),
     ] = StrategyName.zipar,
     window: options.Window = None,
+    lookahead: options.Lookahead = None,
     first_row: Annotated[
         options.FirstRow | None,
         typer.Option(
@@ -79,14 +85,12 @@ def generate(
     """
     for path, suffixes in ((output, outputs.PICTURES), (tokens, (".npy",)), (stats, (".json",)), (animate, (".gif",))):
         outputs.check(path, *suffixes)
-    if strategy is StrategyName.raster and (window is not None or first_row is not None):
-        raise ZipARError("--window and --first-row belong to --strategy zipar: leave them out with raster")
 
     from zipar.cli import drawing, session, strategies
     from zipar.cli.progress import bars, spinner
     from zipar.decoding.raster import Raster
 
-    chosen = Raster() if strategy is StrategyName.raster else strategies.zipar(window, first_row and first_row.value)
+    chosen = strategies.make(strategy.value, window, lookahead, first_row and first_row.value)
     started = session.start(
         prompts,
         model=model,

@@ -63,6 +63,16 @@ Window = Annotated[
         show_default=DEFAULT_WINDOW,
     ),
 ]
+Lookahead = Annotated[
+    int | None,
+    typer.Option(
+        "--lookahead",
+        "-l",
+        metavar="TOKENS",
+        help="Tokens that are evaluated ahead, as drafts: more take fewer passes, each of which costs more.",
+        show_default="1; 16 for jacobi",
+    ),
+]
 
 _OWN: dict[str, Any] = {"show_default": "the model's own", "rich_help_panel": "Sampling"}
 Seed = Annotated[

@@ -1,7 +1,8 @@
 """``zipar plan``: the schedule of a decoding, before it runs."""
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +18,7 @@ WIDEST = 32
 def plan(
     model: options.Model = "emoji",
     window: options.Window = None,
+    lookahead: options.Lookahead = None,
     size: options.Size = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
 ) -> None:
@@ -30,22 +32,27 @@ def plan(
     from zipar.cli.outline import outline
     from zipar.cli.tables import show
     from zipar.decoding.raster import Raster
+    from zipar.decoding.zipar import ZipAR
 
-    zipar = strategies.zipar(window)
+    drafted = strategies.make("zipar", window, lookahead)
+    assert isinstance(drafted, ZipAR)
+    zipar = replace(drafted, lookahead=1)
+    shown = [Raster(), zipar, replace(zipar, first_row="wave")]
+    if drafted != zipar:
+        shown += [drafted, replace(drafted, first_row="wave")]
     outlined = outline(model)
     height, width = wanted or outlined.image_size
     grid = outlined.grid(height, width)
-    rows = []
-    for strategy in (Raster(), zipar, strategies.zipar(window, "wave")):
-        born = strategy.timetable(grid).flatten()
-        passes = strategy.passes(grid)
+    rows: list[dict[str, Any]] = []
+    for strategy in shown:
+        passes, fewest = strategy.passes(grid), strategy.fewest_passes(grid)
         rows.append(
             {
                 "strategy": strategies.name(strategy),
                 "forward_passes": passes,
-                "reduction": 1 - passes / Raster().passes(grid),
+                "fewest_passes": fewest,
+                "reduction": 1 - passes / grid.tokens,
                 "tokens_per_pass": grid.tokens / passes,
-                "most_tokens_per_pass": int(born.bincount().max()),
             }
         )
     if as_json:
@@ -54,20 +61,27 @@ def plan(
         return
     print(f"{height}x{width} pixels (height x width), {grid.rows} x {grid.columns} tokens")
     show(
-        ["strategy", "forward passes", "reduction", "tokens a pass", "at most"],
+        ["strategy", "forward passes", "reduction", "tokens a pass"],
         [
             [
                 str(row["strategy"]),
-                str(row["forward_passes"]),
-                f"{row['reduction']:.1%}",
-                f"{row['tokens_per_pass']:.2f}",
-                str(row["most_tokens_per_pass"]),
+                _range("{}", row["fewest_passes"], row["forward_passes"]),
+                _range(
+                    "{:.1%}", *(1 - passes / grid.tokens for passes in (row["forward_passes"], row["fewest_passes"]))
+                ),
+                _range("{:.2f}", *(grid.tokens / passes for passes in (row["forward_passes"], row["fewest_passes"]))),
             ]
             for row in rows
         ],
     )
+    if drafted != zipar:
+        print("With a lookahead the passes depend on the image: how many of its drafts come true.")
     if max(grid.rows, grid.columns) <= WIDEST:
         _draw(zipar.timetable(grid)[0], strategies.name(zipar))
+
+
+def _range(form: str, low: float, high: float) -> str:
+    return form.format(low) if low == high else f"{form.format(low)} to {form.format(high)}"
 
 
 def _draw(born: "Tensor", name: str) -> None:

@@ -1,47 +1,100 @@
-"""Strategies by name: ``raster``, ``zipar``, ``zipar:WINDOW``, ``zipar:WINDOW:FIRST_ROW``."""
+"""Strategies by name: ``raster``, ``zipar:WINDOW:LOOKAHEAD:FIRST_ROW``, ``adaptive:WINDOW``, ``jacobi:LOOKAHEAD``..."""
 
+from dataclasses import fields
+from typing import Any
+
+from zipar.decoding.adaptive import AdaptiveZipAR
+from zipar.decoding.jacobi import CoupledJacobi
 from zipar.decoding.raster import Raster
-from zipar.decoding.strategy import StaticStrategy
+from zipar.decoding.strategy import Strategy
 from zipar.decoding.zipar import ZipAR
 from zipar.errors import ZipARError
 
+STRATEGIES: dict[str, type[Any]] = {
+    "raster": Raster,
+    "zipar": ZipAR,
+    "adaptive": AdaptiveZipAR,
+    "jacobi": CoupledJacobi,
+}
+FORMS = (
+    "raster",
+    "zipar[:WINDOW[:LOOKAHEAD]][:FIRST_ROW]",
+    "adaptive[:WINDOW][:FIRST_ROW]",
+    "jacobi[:LOOKAHEAD[:WINDOW]]",
+)
+"""What ``parse`` takes; numbers are in the order of each strategy's fields."""
 
-def parse(text: str) -> StaticStrategy:
+
+def parse(text: str) -> Strategy:
     """The strategy that ``text`` names.
 
     Raises:
-        ZipARError: there is none of that name, or its window or first row is not possible.
+        ZipARError: there is none of that name, or its window, lookahead or first row is not possible.
     """
     kind, *arguments = text.strip().lower().split(":")
-    if kind == "raster" and not arguments:
-        return Raster()
-    if kind == "zipar" and len(arguments) <= 2:
-        return zipar(*arguments)
-    raise ZipARError(f"strategy {text!r} is unknown: use raster, zipar, zipar:WINDOW or zipar:WINDOW:FIRST_ROW")
+    names = _numbers(kind) if kind in STRATEGIES else []
+    given: dict[str, str] = {}
+    if arguments and not arguments[-1].isdecimal() and "first_row" in _fields(kind):
+        given["first_row"] = arguments.pop()
+    if kind not in STRATEGIES or len(arguments) > len(names):
+        raise ZipARError(f"strategy {text!r} is unknown: use {', '.join(FORMS)}")
+    return make(kind, **given, **dict(zip(names, arguments, strict=False)))
 
 
-def zipar(window: int | str | None = None, first_row: str | None = None) -> ZipAR:
-    """ZipAR, with its own defaults for what is None."""
-    given: dict[str, int | str] = {}
-    if window is not None:
+def make(
+    kind: str, window: int | str | None = None, lookahead: int | str | None = None, first_row: str | None = None
+) -> Strategy:
+    """The strategy of that kind, with its own defaults for what is None.
+
+    Raises:
+        ZipARError: something is given that it does not have, or that is not possible.
+    """
+    given: dict[str, Any] = {}
+    for name, value in (("window", window), ("lookahead", lookahead), ("first_row", first_row)):
+        if value is None:
+            continue
+        if name not in _fields(kind):
+            raise ZipARError(f"{name.replace('_', ' ')} {value} does not belong to strategy {kind}: leave it out")
         try:
-            given["window"] = int(window)
+            given[_fields(kind)[name]] = value if name == "first_row" else int(value)
         except ValueError:
-            raise ZipARError(f"window {window!r} is no number: use 1 or more, as in zipar:8") from None
-    if first_row is not None:
-        given["first_row"] = first_row
-    return ZipAR(**given)  # type: ignore[arg-type]  # checked there
+            raise ZipARError(f"{name} {value!r} is no number: use 1 or more, as in zipar:8") from None
+    strategy: Strategy = STRATEGIES[kind](**given)
+    return strategy
 
 
-def name(strategy: StaticStrategy) -> str:
-    """What ``parse`` takes for ``strategy``."""
-    if not isinstance(strategy, ZipAR):
-        return "raster"
-    return f"zipar:{strategy.window}" + (f":{strategy.first_row}" if strategy.first_row != ZipAR.first_row else "")
+def name(strategy: Strategy) -> str:
+    """What ``parse`` takes for ``strategy``; what is as by default is left out where it can be."""
+    kind = next(kind for kind, cls in STRATEGIES.items() if isinstance(strategy, cls))
+    numbers = [getattr(strategy, _fields(kind)[each]) for each in _numbers(kind)]
+    while len(numbers) > 1 and numbers[-1] == getattr(type(strategy), _fields(kind)[_numbers(kind)[len(numbers) - 1]]):
+        numbers.pop()
+    first_row = getattr(strategy, "first_row", None)
+    tail = [first_row] if first_row is not None and first_row != type(strategy).first_row else []  # type: ignore[attr-defined]
+    return ":".join(map(str, [kind, *numbers, *tail]))
 
 
-def title(strategy: StaticStrategy) -> str:
+def title(strategy: Strategy) -> str:
     """``strategy`` as pictures call it."""
-    if not isinstance(strategy, ZipAR):
-        return "Raster order"
-    return f"ZipAR, window {strategy.window}" + (", wave" if strategy.first_row == "wave" else "")
+    match strategy:
+        case ZipAR():
+            words = f"ZipAR, window {strategy.window}"
+            words += f", lookahead {strategy.lookahead}" if strategy.lookahead > 1 else ""
+        case AdaptiveZipAR():
+            words = f"Adaptive, window {strategy.min_window}"
+        case CoupledJacobi():
+            words = f"Jacobi, lookahead {strategy.lookahead}"
+            words += f", window {strategy.window}" if strategy.window else ""
+        case _:
+            words = "Raster order"
+    return words + (", wave" if getattr(strategy, "first_row", None) == "wave" else "")
+
+
+def _fields(kind: str) -> dict[str, str]:
+    """What a user calls a strategy's fields -> what they are called."""
+    cls = STRATEGIES.get(kind)
+    return {} if cls is None else {field.name.removeprefix("min_"): field.name for field in fields(cls)}
+
+
+def _numbers(kind: str) -> list[str]:
+    return [each for each in _fields(kind) if each != "first_row"]

@@ -72,3 +72,6 @@ class AdaptiveZipAR(Strategy):
 
     def passes(self, grid: TokenGrid) -> int:
         return grid.tokens
+
+    def fewest_passes(self, grid: TokenGrid) -> int:
+        return ZipAR(self.min_window, first_row=self.first_row).passes(grid)

@@ -59,9 +59,7 @@ class CoupledJacobi(Strategy):
         if self.window is None:
             return places.rank <= places.rank[settled] + self.lookahead
         first = places.next_free[settled]
-        return places.column < (
-            places.column[first] + self.lookahead - (places.row - places.row[first]) * self.window
-        )
+        return places.column < (places.column[first] + self.lookahead - (places.row - places.row[first]) * self.window)
 
     def passes(self, grid: TokenGrid) -> int:
         return grid.tokens

@@ -43,5 +43,8 @@ class Places(NamedTuple):
         above[free[:, 1:]] = free[:, :-1]
         column = torch.where(is_free, (rank - 1) % grid.columns, 0)
         last = int(free.max())
-        tables = (slot, is_free, rank, row.clamp(max=rows), column, above, free.flatten()[order])
-        return cls(*(table.to(device) for table in tables), last)
+        next_free = free.flatten()[order]
+        slot, is_free, rank, row, column, above, next_free = (
+            table.to(device) for table in (slot, is_free, rank, row.clamp(max=rows), column, above, next_free)
+        )
+        return cls(slot, is_free, rank, row, column, above, next_free, last)

@@ -62,6 +62,11 @@ class Strategy(ABC):
     def passes(self, grid: TokenGrid) -> int:
         """Forward passes for one grid, prefill counted: exact, or an upper bound where it depends on the image."""
 
+    def fewest_passes(self, grid: TokenGrid) -> int:
+        """A lower bound of ``passes``: those it takes when every guess comes true."""
+        untouched = torch.zeros(1, grid.slots + 1, dtype=torch.int64)
+        return 1 + sum(1 for _ in self.steps(grid, untouched))
+
 
 class StaticStrategy(Strategy):
     """A strategy whose passes are all known beforehand: it need only say when each token is decoded."""
