@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from zipar.decoding.cache import CacheShape, SlotCache
+from zipar.decoding.cache import SlotCache
 from zipar.decoding.engine import Prefix
 from zipar.decoding.sampling import Sampling
 from zipar.grid import TokenGrid
@@ -25,7 +25,8 @@ class VisualModel(ABC, nn.Module):
     """The ``model_type`` of its ``config.json``."""
     defaults: Sampling
     """How the model's authors sample from it."""
-    cache_shape: CacheShape
+    layers: int
+    """Attention layers, each of which keeps keys and values."""
     image_size: tuple[int, int]
     """(height, width) in pixels of the images it makes unless told otherwise."""
     vocabulary: PromptVocabulary | None = None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from zipar.checkpoints.files import build, read_config, read_tensors
 from zipar.decoding.attention import attend
-from zipar.decoding.cache import CacheShape, SlotCache
+from zipar.decoding.cache import SlotCache
 from zipar.decoding.engine import Prefix
 from zipar.decoding.sampling import Sampling
 from zipar.errors import ZipARError
@@ -85,7 +85,7 @@ class LlamaGen(VisualModel):
         self.text_tokenizer = text_tokenizer
         self.defaults = defaults or Sampling()
         self.vocabulary = vocabulary
-        self.cache_shape = CacheShape(config.layers, config.kv_heads or config.heads, config.head_dim)
+        self.layers = config.layers
         side = config.grid_side * image_tokenizer.config.downsampling
         self.image_size = (side, side)
         rotary = rotary_2d(config.grid_side, config.head_dim, config.rope_base)
