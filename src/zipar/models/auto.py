@@ -8,9 +8,10 @@ import zipar.pretrained
 from zipar.checkpoints.files import read_config
 from zipar.errors import ZipARError
 from zipar.models.base import VisualModel
+from zipar.models.janus import Janus
 from zipar.models.llamagen import LlamaGen
 
-FAMILIES: dict[str, type[VisualModel]] = {model.family: model for model in (LlamaGen,)}
+FAMILIES: dict[str, type[VisualModel]] = {model.family: model for model in (LlamaGen, Janus)}
 
 
 def load(name: str | Path, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> VisualModel:
