@@ -79,7 +79,7 @@ def _accelerated(model: Any, strategy: Strategy | None) -> Any:
     def accelerated(*args: Any, **kwargs: Any) -> Any:
         arguments = signature.bind(*args, **kwargs).arguments
         arguments |= arguments.pop("kwargs", {})
-        if not family.wanted(arguments):
+        if not family.wanted(model, arguments):
             return own(*args, **kwargs)
         for name in _REFUSED:
             value = arguments.get(name)

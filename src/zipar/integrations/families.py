@@ -37,7 +37,7 @@ class Family(ABC):
     """Arguments of ``generate`` that other families would refuse."""
 
     @abstractmethod
-    def wanted(self, arguments: dict[str, Any]) -> bool:
+    def wanted(self, model: Any, arguments: dict[str, Any]) -> bool:
         """Whether a call of ``generate`` with these arguments asks for images."""
 
     @abstractmethod
@@ -53,8 +53,8 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def write(self, call: Call, tokens: Tensor) -> Tensor:
-        """The grid's sequence, (images, slots) in the dtype of the ids -> what the model's own ``generate`` returns."""
+    def write(self, visual: Any, call: Call, tokens: Tensor) -> Tensor:
+        """Decoded tokens, int64 (images, slots) -> the sequences that the model's own ``generate`` returns."""
 
     def guidance_scale(self, config: GenerationConfig) -> float:
         """The scale that the class uses where the config has this."""
@@ -69,7 +69,7 @@ class JanusFamily(Family):
     model_type = "janus"
     arguments = frozenset({"generation_mode"})
 
-    def wanted(self, arguments: dict[str, Any]) -> bool:
+    def wanted(self, model: Any, arguments: dict[str, Any]) -> bool:
         return arguments.get("generation_mode", "text") != "text"
 
     def visual(self, model: Any) -> Janus:
@@ -78,10 +78,10 @@ class JanusFamily(Family):
     def read(self, visual: Janus, call: Call) -> tuple[Prefix, TokenGrid]:
         grid = visual.grid(*visual.image_size)
         if call.guided:
-            return visual.guided_prefix(call.input_ids, call.valid, call.config), grid
-        return visual.embed_prompts(call.input_ids, call.valid), grid
+            return visual.guided_prompt(call.input_ids, call.valid, call.config), grid
+        return visual.prompt(call.input_ids, call.valid), grid
 
-    def write(self, call: Call, tokens: Tensor) -> Tensor:
+    def write(self, visual: Janus, call: Call, tokens: Tensor) -> Tensor:
         return tokens
 
     def guidance_scale(self, config: GenerationConfig) -> float:

@@ -84,7 +84,7 @@ def generate(
         prefix, grid = family.read(visual, call)
     tokens = decode(visual, prefix, grid, strategy or ZipAR(), sampling, seeds).tokens
     # cloned: autograd refuses tensors made in inference mode, and the caller may not be in it
-    sequences = family.write(call, tokens.to(input_ids).clone())
+    sequences = family.write(visual, call, tokens.clone()).to(input_ids)
     return GenerateDecoderOnlyOutput(sequences=sequences) if generation_config.return_dict_in_generate else sequences
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, JanusConfig, JanusForConditionalGeneration, JanusProcessor
 
+from zipar.checkpoints.files import build
 from zipar.checkpoints.pretrained import load_model, load_processor
 from zipar.decoding.engine import Prefix
 from zipar.decoding.sampling import Sampling
@@ -42,13 +43,21 @@ class Janus(TransformersModel):
 
     @classmethod
     def load(cls, directory: Path, dtype: torch.dtype, device: torch.device) -> "Janus":
-        from transformers import JanusForConditionalGeneration, JanusProcessor
-
         processor = load_processor(JanusProcessor, directory)
         if processor.chat_template is None:
             raise ZipARError(f"{directory} holds no chat template: put the chat_template.jinja of the checkpoint there")
         model = load_model(JanusForConditionalGeneration, directory, dtype)
         return cls(model.to(device), processor).eval().requires_grad_(False)
+
+    @classmethod
+    def outline(cls, directory: Path) -> "Janus":
+        """The model without its weights, on the meta device.
+
+        Raises:
+            ZipARError: the config is damaged.
+        """
+        with build(directory), torch.device("meta"):
+            return cls(JanusForConditionalGeneration(JanusConfig.from_pretrained(directory, local_files_only=True)))
 
     def grid(self, height: int, width: int) -> TokenGrid:
         if (height, width) != self.image_size:
@@ -58,11 +67,13 @@ class Janus(TransformersModel):
             )
         return TokenGrid(self.side, self.side)
 
-    def prefix(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, guided: bool) -> Prefix:
+    def prefix(
+        self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, guided: bool, grid: TokenGrid
+    ) -> Prefix:
         if negative_prompts is not None and not guided:
             raise ZipARError("a negative prompt does nothing at guidance scale 1: raise the scale or leave it out")
         if self.processor is None:
-            raise ZipARError("this Janus was made without its processor, so it cannot read prompts")
+            raise ZipARError("this Janus has no processor to read prompts with: make it as Janus(model, processor)")
         messages = [
             [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
             for prompt in [*prompts, *(negative_prompts or ())]
@@ -72,15 +83,15 @@ class Janus(TransformersModel):
         ids = inputs["input_ids"].to(self.device)
         valid = inputs["attention_mask"].to(ids.device, torch.bool)
         if guided and negative_prompts is None:
-            return self.guided_prefix(ids, valid, self.model.generation_config)
-        return self.embed_prompts(ids, valid)
+            return self.guided_prompt(ids, valid, self.model.generation_config)
+        return self.prompt(ids, valid)
 
-    def embed_prompts(self, ids: Tensor, valid: Tensor) -> Prefix:
-        """Tokenized prompts, int64 (rows, length) padded on the left, and their bool mask, as a prefix."""
+    def prompt(self, ids: Tensor, valid: Tensor) -> Prefix:
+        """The prefix of prompts that are token ids already, int64 and bool (rows, length), padded on the left."""
         embeddings = self.decoder.get_input_embeddings()(ids)
         return Prefix(embeddings, valid.to(embeddings.device))
 
-    def guided_prefix(self, ids: Tensor, valid: Tensor, config: GenerationConfig) -> Prefix:
+    def guided_prompt(self, ids: Tensor, valid: Tensor, config: GenerationConfig) -> Prefix:
         """Prompts, then the unconditional branch as transformers has it.
 
         That branch has padding in place of all tokens but BOS and begin-of-image, and attends to it.
@@ -95,10 +106,12 @@ class Janus(TransformersModel):
         }
         for name, token in special.items():
             if token is None:
-                raise ZipARError(f"the generation config lacks {name}, which the unconditional branch is made of: set it")
+                raise ZipARError(
+                    f"the generation config lacks {name}, which the unconditional branch is made of: set it"
+                )
         bos, pad, boi = special.values()
         unconditional = ids.masked_fill((ids != bos) & (ids != boi), pad)
-        return self.embed_prompts(torch.cat([ids, unconditional]), valid.repeat(2, 1))
+        return self.prompt(torch.cat([ids, unconditional]), valid.repeat(2, 1))
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self.model.prepare_embeddings_for_image_generation(tokens)
@@ -111,6 +124,7 @@ class Janus(TransformersModel):
 
     def pixels(self, tokens: Tensor) -> Tensor:
         pixels = self.model.decode_image_tokens(tokens.flatten(1)).float()
-        image = self.processor.image_processor
-        mean, std = pixels.new_tensor(image.image_mean), pixels.new_tensor(image.image_std)
-        return ((pixels * std + mean) / image.rescale_factor).clamp(0, 255).to(torch.uint8)
+        normalised = None if self.processor is None else self.processor.image_processor
+        mean, std = (0.5, 0.5) if normalised is None else (normalised.image_mean, normalised.image_std)
+        shift, scale = (torch.tensor(values, device=pixels.device) for values in (mean, std))
+        return ((pixels * scale + shift) * 255).clamp(0, 255).to(torch.uint8)
