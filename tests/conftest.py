@@ -59,7 +59,7 @@ def janus_directory(tmp_path_factory):
     """A random Janus of 6 x 6 tokens with grouped heads and its processor, as transformers saves them."""
     directory = tmp_path_factory.mktemp("janus")
     special = ["<pad>", "<s>", "</s>", "<image>", "<begin_of_image>", "<end_of_image>", "<unk>"]
-    words = "User Assistant : a red fox in the snow two small birds blurry".split()
+    words = ["User", "Assistant", ":", "a", "red", "fox", "in", "the", "snow", "two", "small", "birds", "blurry"]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(special + words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])

@@ -239,7 +239,7 @@ def test_other_sizes_and_a_missing_processor_are_errors(model):
 
 def test_the_unconditional_branch_needs_its_tokens(model, inputs):
     lacking = GenerationConfig(bos_token_id=1, pad_token_id=0)
-    with pytest.raises(ZipARError, match="lacks .*boi_token_id"):
+    with pytest.raises(ZipARError, match=r"lacks .*boi_token_id"):
         model.guided_prompt(inputs["input_ids"], inputs["attention_mask"].bool(), lacking)
 
 

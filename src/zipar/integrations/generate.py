@@ -24,13 +24,34 @@ from zipar.errors import ZipARError
 from zipar.integrations.families import Call, Family, family_of
 
 _HONOURED = frozenset(
-    "bos_token_id do_sample eos_token_id guidance_scale num_return_sequences pad_token_id return_dict_in_generate "
-    "temperature top_k top_p".split()
+    [
+        "bos_token_id",
+        "do_sample",
+        "eos_token_id",
+        "guidance_scale",
+        "num_return_sequences",
+        "pad_token_id",
+        "return_dict_in_generate",
+        "temperature",
+        "top_k",
+        "top_p",
+    ]
 )
 # an image is as long as it is, and our cache as large, whatever these say
 _MOOT = frozenset(
-    "cache_config cache_implementation compile_config continuous_batching_config disable_compile max_cache_len "
-    "max_length max_new_tokens prefill_chunk_size transformers_version use_cache".split()
+    [
+        "cache_config",
+        "cache_implementation",
+        "compile_config",
+        "continuous_batching_config",
+        "disable_compile",
+        "max_cache_len",
+        "max_length",
+        "max_new_tokens",
+        "prefill_chunk_size",
+        "transformers_version",
+        "use_cache",
+    ]
 )
 
 
