@@ -9,24 +9,11 @@ from zipar.decoding.strategy import Strategy
 from zipar.integrations.families import family_of
 from zipar.integrations.generate import generate, refusal
 
-_REFUSED = [
-    "assistant_model",
-    "assistant_tokenizer",
-    "cache",
-    "custom_generate",
-    "inputs_embeds",
-    "logits_processor",
-    "mm_encoder_outputs",
-    "negative_prompt_attention_mask",
-    "negative_prompt_ids",
-    "past_key_values",
-    "pixel_values",
-    "position_ids",
-    "prefix_allowed_tokens_fn",
-    "stopping_criteria",
-    "streamer",
-    "synced_gpus",
-]
+_REFUSED = (
+    *("assistant_model", "assistant_tokenizer", "cache", "custom_generate", "inputs_embeds", "logits_processor"),
+    *("mm_encoder_outputs", "negative_prompt_attention_mask", "negative_prompt_ids", "past_key_values"),
+    *("pixel_values", "position_ids", "prefix_allowed_tokens_fn", "stopping_criteria", "streamer", "synced_gpus"),
+)
 """Arguments of ``generate`` that have no meaning here, or none yet; a family may take some of them."""
 
 

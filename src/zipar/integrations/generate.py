@@ -23,36 +23,15 @@ from zipar.decoding.zipar import ZipAR
 from zipar.errors import ZipARError
 from zipar.integrations.families import Call, Family, family_of
 
-_HONOURED = frozenset(
-    [
-        "bos_token_id",
-        "do_sample",
-        "eos_token_id",
-        "guidance_scale",
-        "num_return_sequences",
-        "pad_token_id",
-        "return_dict_in_generate",
-        "temperature",
-        "top_k",
-        "top_p",
-    ]
-)
+_HONOURED = {
+    *("bos_token_id", "do_sample", "eos_token_id", "guidance_scale", "num_return_sequences", "pad_token_id"),
+    *("return_dict_in_generate", "temperature", "top_k", "top_p"),
+}
 # an image is as long as it is, and our cache as large, whatever these say
-_MOOT = frozenset(
-    [
-        "cache_config",
-        "cache_implementation",
-        "compile_config",
-        "continuous_batching_config",
-        "disable_compile",
-        "max_cache_len",
-        "max_length",
-        "max_new_tokens",
-        "prefill_chunk_size",
-        "transformers_version",
-        "use_cache",
-    ]
-)
+_MOOT = {
+    *("cache_config", "cache_implementation", "compile_config", "continuous_batching_config", "disable_compile"),
+    *("max_cache_len", "max_length", "max_new_tokens", "prefill_chunk_size", "transformers_version", "use_cache"),
+}
 
 
 def generate(
@@ -135,7 +114,7 @@ def _negative(processors: list[Any]) -> tuple[Tensor | None, Tensor | None]:
 
 def _check_config(config: GenerationConfig) -> None:
     defaults = config._get_default_generation_params()
-    for name in sorted(vars(GenerationConfig()).keys() - _HONOURED - _MOOT):
+    for name in sorted(vars(GenerationConfig()).keys() - _HONOURED - _MOOT, reverse=True):  # new_tokens sets length
         value = getattr(config, name, None)
         if not name.startswith("_") and value not in (None, False, defaults.get(name)):
             raise refusal(name, value)
