@@ -88,7 +88,7 @@ def cost_of_a_pass(pipe: zipar.Pipeline, widths: list[int], repeats: int = 12) -
 
     model = pipe.model
     slots, prefix = LLAMAGEN_B.grid_side**2, 1
-    cache = SlotCache(model.cache_shape, 2, prefix, slots, model.dtype, model.device)
+    cache = SlotCache(model.layers, prefix, slots, model.device)
     rows = []
     with torch.inference_mode():
         for width in widths:

@@ -73,7 +73,7 @@ def nll(model: VisualModel, prompts: list[str], strategy: Strategy, seeds: list[
     prefix = model.prefix(prompts, None, sampling.guided)
     tokens = decode(model, prefix, grid, strategy, sampling, seeds).tokens
     rows, length = prefix.valid.shape
-    cache = SlotCache(model.cache_shape, rows, length, grid.slots, model.dtype, model.device)
+    cache = SlotCache(model.layers, length, grid.slots, model.device)
     seen = torch.ones(length, length, dtype=torch.bool).tril() & prefix.valid[:, None] | torch.eye(length).bool()
     first = model.prefill(prefix, cache, additive(seen, model.dtype))
     slots = torch.arange(grid.slots - 1)[None]

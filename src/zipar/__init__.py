@@ -8,6 +8,8 @@ from zipar.decoding.strategy import Strategy
 from zipar.decoding.zipar import ZipAR
 from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
+from zipar.integrations.accelerate import accelerate
+from zipar.integrations.generate import generate
 from zipar.pipeline import DecodingStats, Pipeline, PipelineOutput, pipeline
 
 __version__ = "0.1.0"
@@ -24,5 +26,7 @@ __all__ = [
     "TokenGrid",
     "ZipAR",
     "ZipARError",
+    "accelerate",
+    "generate",
     "pipeline",
 ]

@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from zipar.decoding.cache import CacheShape, SlotCache
+from zipar.decoding.cache import SlotCache
 
 ROWS, PREFIX, SLOTS = 3, 2, 6
 
 
 @pytest.fixture
 def cache():
-    return SlotCache(CacheShape(2, 4, 8), ROWS, PREFIX, SLOTS, torch.float32, torch.device("cpu"))
+    return SlotCache(2, PREFIX, SLOTS, torch.device("cpu"))
 
 
 def entries(queries, value=None):
@@ -64,3 +64,18 @@ def test_layers_are_apart(cache):
     keys, values = cache.layers[1].update(entries(1, 2), entries(1, 3))
     assert (keys[:, :, PREFIX] == 2).all()
     assert (values[:, :, PREFIX] == 3).all()
+
+
+def test_a_layer_allocates_once_and_what_its_keys_are_like(cache):
+    key, value = torch.randn(5, 1, PREFIX, 4, dtype=torch.bfloat16), torch.randn(5, 1, PREFIX, 6, dtype=torch.bfloat16)
+    layer = cache.layers[0]
+    layer.update(key, value)
+    held = layer.keys, layer.values
+    assert layer.keys.shape == (5, 1, PREFIX + SLOTS, 4)
+    assert layer.values.shape == (5, 1, PREFIX + SLOTS, 6)
+    assert layer.keys.dtype == layer.values.dtype == torch.bfloat16
+    cache.place(torch.tensor([[3, 0]]), 4)
+    layer.update(key[:, :, :2], value[:, :, :2])
+    assert layer.keys is held[0]
+    assert layer.values is held[1]
+    assert cache.layers[1].keys is None

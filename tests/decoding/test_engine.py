@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from zipar import Raster, Sampling, Strategy, TokenGrid, ZipAR, ZipARError
-from zipar.decoding.cache import CacheShape, SlotCache
+from zipar.decoding.cache import SlotCache
 from zipar.decoding.engine import Prefix, additive, decode
 from zipar.decoding.sampling import gumbel, sample
 from zipar.decoding.strategy import Step
@@ -176,7 +176,7 @@ class Network:
             pad_token_id=0,
         )
         self.llama = LlamaForCausalLM(config).eval().requires_grad_(False)
-        self.cache_shape = CacheShape(2, 2, 8)
+        self.layers = 2
 
     def logits(self, embeddings, positions, cache, mask):
         class Cache:
@@ -271,7 +271,7 @@ class Recorder:
     """A model that writes down what it is given and what it answers."""
 
     def __init__(self, model):
-        self.model, self.cache_shape = model, model.cache_shape
+        self.model, self.layers = model, model.layers
         self.steps, self.logits = [], []
 
     def prefill(self, prefix, cache, mask):
@@ -289,7 +289,9 @@ class Garbage(SlotCache):
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
-        self.entries.normal_(std=1e3)
+        for layer in self.layers:
+            allocate = layer._allocate
+            layer._allocate = lambda states, allocate=allocate: allocate(states).normal_(std=1e3)
 
 
 class Each(Strategy):

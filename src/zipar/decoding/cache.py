@@ -1,34 +1,21 @@
 """A key-value cache addressed by slot."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 
-class CacheShape(NamedTuple):
-    """What a model keeps for each token."""
-
-    layers: int
-    kv_heads: int
-    head_dim: int
-
-
 class SlotCache:
-    """Preallocated keys and values: ``prefix`` entries of the prompt, then one for each slot.
+    """Keys and values by slot: ``prefix`` entries of the prompt, then one for each slot.
 
     Slot n lives at entry ``prefix + n`` whatever the order of decoding, so a token that is fed again
     overwrites itself. Models hand each layer's new keys and values to ``layers[i].update`` and attend
-    to what it returns.
+    to what it returns. A layer allocates all its entries when it is first written to, which is the prefill.
     """
 
-    def __init__(
-        self, shape: CacheShape, rows: int, prefix: int, slots: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, layers: int, prefix: int, slots: int, device: torch.device) -> None:
+        """``device``: where ``place`` is told slots; each layer's entries are where its keys come from."""
         self.prefix = prefix
-        size = (shape.layers, 2, rows, shape.kv_heads, prefix + slots, shape.head_dim)
-        self.entries = torch.zeros(size, dtype=dtype, device=device)
-        self.layers = [SlotCacheLayer(keys, values) for keys, values in self.entries]
+        self.layers = [SlotCacheLayer(prefix + slots) for _ in range(layers)]
         self.place(torch.arange(prefix, device=device)[None] - prefix, 0)
 
     def place(self, slots: Tensor, extent: int) -> None:
@@ -44,21 +31,34 @@ class SlotCache:
 
 
 class SlotCacheLayer:
-    """Keys and values of one layer, (rows, kv_heads, prefix + slots, head_dim) each."""
+    """Keys and values of one layer, (rows, kv_heads, prefix + slots, head_dim) each once they are there.
+
+    The first keys say how many rows and heads there are and where: a process of a tensor-parallel group
+    holds a part of the heads, and the layers of one model may lie on different devices.
+    """
 
     index: Tensor
     stop: int
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.keys, self.values = keys, values
+    def __init__(self, entries: int) -> None:
+        self.entries = entries
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
 
     def update(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Write the pass's (rows, kv_heads, queries, head_dim); return what it may attend to."""
-        if len(self.index) == 1:
-            self.keys.index_copy_(2, self.index[0], key)
-            self.values.index_copy_(2, self.index[0], value)
+        if self.keys is None or self.values is None:
+            self.keys, self.values = self._allocate(key), self._allocate(value)
+        index = self.index.to(key.device)
+        if len(index) == 1:
+            self.keys.index_copy_(2, index[0], key)
+            self.values.index_copy_(2, index[0], value)
         else:
-            rows = torch.arange(len(self.index), device=key.device)[:, None]
-            self.keys[rows, :, self.index] = key.transpose(1, 2)
-            self.values[rows, :, self.index] = value.transpose(1, 2)
+            rows = torch.arange(len(index), device=key.device)[:, None]
+            self.keys[rows, :, index] = key.transpose(1, 2)
+            self.values[rows, :, index] = value.transpose(1, 2)
         return self.keys[:, :, : self.stop], self.values[:, :, : self.stop]
+
+    def _allocate(self, states: Tensor) -> Tensor:
+        rows, heads, _, dim = states.shape
+        return states.new_zeros(rows, heads, self.entries, dim)

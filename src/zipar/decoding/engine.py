@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zipar.decoding.cache import CacheShape, SlotCache
+from zipar.decoding.cache import SlotCache
 from zipar.decoding.sampling import Sampling, guide, sample
 from zipar.decoding.strategy import Evaluated, Strategy
 from zipar.errors import ZipARError
@@ -28,7 +28,7 @@ class Prefix(NamedTuple):
 class Decodable(Protocol):
     """What the engine asks of a model (see ``zipar.models.base.VisualModel``)."""
 
-    cache_shape: CacheShape
+    layers: int
 
     def prefill(self, prefix: Prefix, cache: SlotCache, mask: Tensor) -> Tensor: ...
     def step(self, tokens: Tensor, slots: Tensor, lengths: Tensor, cache: SlotCache, mask: Tensor) -> Tensor: ...
@@ -89,7 +89,7 @@ def decode(
     if rows != images * (2 if sampling.guided else 1):
         raise ZipARError(f"{rows} prefix rows do not fit {images} seeds with guidance {sampling.guidance_scale}")
     started = _clock(device)
-    cache = SlotCache(model.cache_shape, rows, length, grid.slots, dtype, device)
+    cache = SlotCache(model.layers, length, grid.slots, device)
     slots = torch.arange(grid.slots, device=device)
     noise = torch.tensor([(int(seed) + 2**63) % 2**64 - 2**63 for seed in seeds], device=device)
     tokens = F.pad(grid.blank(), (0, 1)).to(device).repeat(images, 1)  # the last entry takes what has no target

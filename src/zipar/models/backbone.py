@@ -16,7 +16,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from zipar.decoding.attention import attend
-from zipar.decoding.cache import CacheShape, SlotCache, SlotCacheLayer
+from zipar.decoding.cache import SlotCache, SlotCacheLayer
 from zipar.decoding.engine import Prefix
 from zipar.models.base import VisualModel
 
@@ -56,7 +56,7 @@ class _Layer(CacheLayerMixin):
         return self.layer.stop, 0
 
     def get_max_length(self) -> int:
-        return self.layer.keys.shape[2]
+        return self.layer.entries
 
     get_max_cache_shape = get_max_length  # its name in older versions
 
@@ -69,13 +69,9 @@ class TransformersModel(VisualModel):
         super().__init__()
         self.model = model
         self.decoder = decoder
-        config = decoder.config
-        self.cache_shape = CacheShape(
-            config.num_hidden_layers,
-            config.num_key_value_heads,
-            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-        )
-        names = inspect.signature(decoder.forward).parameters
+        self.layers = decoder.config.num_hidden_layers
+        uncompiled = getattr(decoder, "_orig_mod", decoder)  # torch.compile hides the signature
+        names = inspect.signature(uncompiled.forward).parameters
         self._cache_argument = "cache" if "cache" in names else "past_key_values"  # its name before transformers 5.24
 
     @abstractmethod
@@ -92,14 +88,18 @@ class TransformersModel(VisualModel):
 
     @property
     def device(self) -> torch.device:
-        return self.decoder.get_input_embeddings().weight.device
+        """Where prompts go in; under a device map, where the hook of the embeddings wants them."""
+        embeddings = self.decoder.get_input_embeddings()
+        place = getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None)
+        return embeddings.weight.device if place is None else torch.device(place)
 
     def prefill(self, prefix: Prefix, cache: SlotCache, mask: Tensor) -> Tensor:
         positions = (prefix.valid.long().cumsum(1) - 1).clamp(min=0)
-        return self.logits(self._run(prefix.embeddings, positions, cache, mask)[:, -1:])
+        logits = self.logits(self._run(prefix.embeddings, positions, cache, mask)[:, -1:])
+        return logits.to(prefix.embeddings.device)  # a device map may have them elsewhere
 
     def step(self, tokens: Tensor, slots: Tensor, lengths: Tensor, cache: SlotCache, mask: Tensor) -> Tensor:
-        return self.logits(self._run(self.embed(tokens), lengths[:, None] + slots, cache, mask))
+        return self.logits(self._run(self.embed(tokens), lengths[:, None] + slots, cache, mask)).to(tokens.device)
 
     def _run(self, embeddings: Tensor, positions: Tensor, cache: SlotCache, mask: Tensor) -> Tensor:
         layers = Cache(layers=[_Layer(layer) for layer in cache.layers])

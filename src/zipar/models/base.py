@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from zipar.decoding.cache import CacheShape, SlotCache
+from zipar.decoding.cache import SlotCache
 from zipar.decoding.engine import Prefix
 from zipar.decoding.sampling import Sampling
 from zipar.grid import TokenGrid
@@ -25,7 +25,8 @@ class VisualModel(ABC, nn.Module):
     """The ``model_type`` of its ``config.json``."""
     defaults: Sampling
     """How the model's authors sample from it."""
-    cache_shape: CacheShape
+    layers: int
+    """Attention layers, each of which keeps keys and values."""
     image_size: tuple[int, int]
     """(height, width) in pixels of the images it makes unless told otherwise."""
     vocabulary: PromptVocabulary | None = None
@@ -48,8 +49,10 @@ class VisualModel(ABC, nn.Module):
         """
 
     @abstractmethod
-    def prefix(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, guided: bool) -> Prefix:
-        """The prefix of each prompt and, if ``guided``, of the unconditional branch.
+    def prefix(
+        self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, guided: bool, grid: TokenGrid
+    ) -> Prefix:
+        """The prefix of each prompt and, if ``guided``, of the unconditional branch, for an image of ``grid``.
 
         Raises:
             ZipARError: a prompt that the model cannot take.
@@ -87,3 +90,12 @@ class VisualModel(ABC, nn.Module):
         Raises:
             ZipARError: the checkpoint is damaged or incomplete.
         """
+
+    @classmethod
+    def outline(cls, directory: Path) -> "VisualModel":
+        """The model for those who only ask what it looks like: without its weights, where the family can do so.
+
+        Raises:
+            ZipARError: the checkpoint is damaged or incomplete.
+        """
+        return cls.load(directory, torch.float32, torch.device("cpu"))

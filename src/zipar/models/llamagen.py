@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from zipar.checkpoints.files import build, read_config, read_tensors
 from zipar.decoding.attention import attend
-from zipar.decoding.cache import CacheShape, SlotCache
+from zipar.decoding.cache import SlotCache
 from zipar.decoding.engine import Prefix
 from zipar.decoding.sampling import Sampling
 from zipar.errors import ZipARError
@@ -85,7 +85,7 @@ class LlamaGen(VisualModel):
         self.text_tokenizer = text_tokenizer
         self.defaults = defaults or Sampling()
         self.vocabulary = vocabulary
-        self.cache_shape = CacheShape(config.layers, config.kv_heads or config.heads, config.head_dim)
+        self.layers = config.layers
         side = config.grid_side * image_tokenizer.config.downsampling
         self.image_size = (side, side)
         rotary = rotary_2d(config.grid_side, config.head_dim, config.rope_base)
@@ -133,7 +133,13 @@ class LlamaGen(VisualModel):
             )
         return TokenGrid(self.decoder.config.grid_side, self.decoder.config.grid_side)
 
-    def prefix(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, guided: bool) -> Prefix:
+    def prefix(
+        self,
+        prompts: Sequence[str],
+        negative_prompts: Sequence[str] | None,
+        guided: bool,
+        grid: TokenGrid | None = None,
+    ) -> Prefix:
         if negative_prompts is not None and not guided:
             raise ZipARError("a negative prompt does nothing at guidance scale 1: raise the scale or leave it out")
         both = [*prompts, *negative_prompts] if negative_prompts is not None else list(prompts)

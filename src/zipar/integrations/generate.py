@@ -1,0 +1,156 @@
+"""Image decoding behind ``generate`` of transformers, as a callable for its ``custom_generate``."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.generation import (
+    EosTokenCriteria,
+    GenerateDecoderOnlyOutput,
+    MaxLengthCriteria,
+    PrefixConstrainedLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
+
+from zipar.decoding.engine import decode
+from zipar.decoding.sampling import Sampling
+from zipar.decoding.strategy import Strategy
+from zipar.decoding.zipar import ZipAR
+from zipar.errors import ZipARError
+from zipar.integrations.families import Call, Family, family_of
+
+_HONOURED = {
+    *("bos_token_id", "do_sample", "eos_token_id", "guidance_scale", "num_return_sequences", "pad_token_id"),
+    *("return_dict_in_generate", "temperature", "top_k", "top_p"),
+}
+# an image is as long as it is, and our cache as large, whatever these say
+_MOOT = {
+    *("cache_config", "cache_implementation", "compile_config", "continuous_batching_config", "disable_compile"),
+    *("max_cache_len", "max_length", "max_new_tokens", "prefill_chunk_size", "transformers_version", "use_cache"),
+}
+
+
+def generate(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    logits_processor: LogitsProcessorList | None = None,
+    stopping_criteria: StoppingCriteriaList | None = None,
+    generation_config: GenerationConfig | None = None,
+    strategy: Strategy | None = None,
+    image_guidance_scale: float | None = None,
+    **model_kwargs: Any,
+) -> Tensor | GenerateDecoderOnlyOutput:
+    """Decode images: ``model.generate(**inputs, custom_generate=zipar.generate, strategy=zipar.ZipAR(8))``.
+
+    transformers prepares the arguments and calls this in place of its own loop. Seeds are drawn from torch's
+    global generator, so ``torch.manual_seed`` makes sampling reproducible; the processes of a tensor-parallel
+    group must be seeded alike, as for transformers' own sampling. transformers keeps ``streamer``,
+    ``assistant_model`` and ``synced_gpus`` from such a callable; ``zipar.accelerate`` refuses them.
+
+    Args:
+        model: a model of a family that zipar supports.
+        input_ids: int64 (images, length), padded on the left.
+        strategy: the order of decoding; None for ``ZipAR()``.
+        image_guidance_scale: used instead of ``guidance_scale``. Janus needs it: its ``generate`` takes
+            ``custom_generate`` in text mode alone, that is without ``generation_mode``, where it discards
+            ``guidance_scale`` (and ``logits_processor``). ``zipar.accelerate`` has no such restriction.
+
+    Returns:
+        Sequences in the layout of the model's own ``generate``.
+
+    Raises:
+        ZipARError: an argument that cannot be honoured, by its name.
+    """
+    family = family_of(model)
+    assert generation_config is not None, "transformers always gives its loops the config"
+    processors, criteria = list(logits_processor or ()), list(stopping_criteria or ())
+    _check_config(generation_config)
+    _check_objects(family, processors, criteria)
+    _check_inputs(model, family, model_kwargs)
+    if image_guidance_scale is None:
+        image_guidance_scale = family.guidance_scale(generation_config)
+    sampling = _sampling(generation_config, image_guidance_scale)
+    mask = model_kwargs.get("attention_mask")
+    valid = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
+    call = Call(input_ids, valid, *_negative(processors), generation_config, sampling.guided)
+    images = len(input_ids)
+    seeds = torch.randint(2**63 - 1, (images,)).tolist() if generation_config.do_sample else [0] * images
+    visual = family.visual(model)
+    with torch.inference_mode():
+        prefix, grid = family.read(visual, call)
+    tokens = decode(visual, prefix, grid, strategy or ZipAR(), sampling, seeds).tokens
+    # cloned: autograd refuses tensors made in inference mode, and the caller may not be in it
+    sequences = family.write(visual, call, tokens.clone()).to(input_ids)
+    return GenerateDecoderOnlyOutput(sequences=sequences) if generation_config.return_dict_in_generate else sequences
+
+
+def refusal(name: str, value: Any) -> ZipARError:
+    """The error over an argument of ``generate`` that would be passed over."""
+    return ZipARError(
+        f"{name} ({value}) cannot be honoured where zipar decodes an image: leave it out, "
+        "or let the model's own generate do it"
+    )
+
+
+def _sampling(config: GenerationConfig, guidance_scale: float) -> Sampling:
+    if not config.do_sample:
+        return Sampling(guidance_scale, temperature=0)
+    temperature = 1.0 if config.temperature is None else config.temperature
+    return Sampling(guidance_scale, temperature, config.top_k or 0, 1.0 if config.top_p is None else config.top_p)
+
+
+def _negative(processors: list[Any]) -> tuple[Tensor | None, Tensor | None]:
+    """``negative_prompt_ids`` and their mask, which transformers hands over inside a processor."""
+    for processor in processors:
+        if isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor):
+            context = processor.unconditional_context
+            return context["input_ids"], context["attention_mask"]
+    return None, None
+
+
+def _check_config(config: GenerationConfig) -> None:
+    defaults = config._get_default_generation_params()
+    for name in sorted(vars(GenerationConfig()).keys() - _HONOURED - _MOOT, reverse=True):  # new_tokens sets length
+        value = getattr(config, name, None)
+        if not name.startswith("_") and value not in (None, False, defaults.get(name)):
+            raise refusal(name, value)
+
+
+def _check_objects(family: Family, processors: list[Any], criteria: list[Any]) -> None:
+    honoured: list[type] = [
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+        UnbatchedClassifierFreeGuidanceLogitsProcessor,
+    ]
+    if "prefix_allowed_tokens_fn" in family.arguments:
+        honoured.append(PrefixConstrainedLogitsProcessor)
+    for processor in processors:
+        if not isinstance(processor, tuple(honoured)):
+            raise refusal("logits_processor", type(processor).__name__)
+    if "negative_prompt_ids" not in family.arguments and (ids := _negative(processors)[0]) is not None:
+        raise refusal("negative_prompt_ids", f"of shape {tuple(ids.shape)}")
+    for criterion in criteria:
+        if not isinstance(criterion, EosTokenCriteria | MaxLengthCriteria):
+            raise refusal("stopping_criteria", type(criterion).__name__)
+
+
+def _check_inputs(model: Any, family: Family, inputs: dict[str, Any]) -> None:
+    """Raise for inputs of the model other than those that transformers itself prepares from the prompt."""
+    mask, cache, positions = inputs.get("attention_mask"), inputs.get("cache"), inputs.get("position_ids")
+    if cache is not None and cache.get_seq_length() > 0:
+        raise refusal("cache", f"of {cache.get_seq_length()} tokens")
+    if positions is not None and mask is not None:
+        usual = model._prepare_position_ids_for_generation(positions, {"attention_mask": mask})
+        if not positions.equal(usual):
+            raise refusal("position_ids", "not those of the attention mask")
+    if inputs.get("mm_encoder_outputs"):
+        raise refusal("pixel_values", "an image to read")
+    prepared = {"attention_mask", "cache", "logits_to_keep", "mm_encoder_outputs", "position_ids", "use_cache"}
+    for name, value in inputs.items():
+        if name not in prepared | family.arguments and value is not None:
+            raise refusal(name, type(value).__name__)

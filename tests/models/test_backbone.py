@@ -1,0 +1,138 @@
+"""The plug points of transformers: our attention against its own, the cache, and what is left as it was."""
+
+import copy
+
+import pytest
+import torch
+
+import zipar
+from zipar import Raster, Sampling, TokenGrid, ZipAR
+from zipar.decoding.cache import SlotCache, SlotCacheLayer
+from zipar.decoding.engine import additive, decode
+from zipar.models import auto
+from zipar.models.janus import Janus
+
+PROMPTS = ["a red fox in the snow", "birds"]
+GRID = TokenGrid(6, 6)
+
+
+@pytest.fixture(scope="module")
+def model(janus_directory):
+    return auto.load(janus_directory, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def prefix(model):
+    return model.prefix(PROMPTS, None, True, GRID)
+
+
+@pytest.fixture(scope="module")
+def greedy(model, prefix):
+    return tokens_of(model, prefix)
+
+
+def tokens_of(model, prefix, strategy=ZipAR(2)):  # noqa: B008
+    return decode(model, prefix, GRID, strategy, Sampling(5.0, temperature=0), [0, 0]).tokens
+
+
+@torch.inference_mode()
+def test_grouped_attention_over_slots_equals_eager_attention_over_the_sequence(model, prefix):
+    """The padded prefix, then all slots in one pass and in disorder; against eager attention, unpadded, uncached."""
+    network = copy.deepcopy(model.decoder)
+    network.set_attn_implementation("eager")
+    assert network.config.num_attention_heads > network.config.num_key_value_heads
+    rows, length = prefix.valid.shape
+    tokens, order = torch.randint(50, (rows, 36)), torch.randperm(36)
+    cache = SlotCache(model.layers, length, 36, model.device)
+    causal = torch.ones(length, length, dtype=torch.bool).tril() & prefix.valid[:, None]
+    first = model.prefill(prefix, cache, additive(causal | torch.eye(length, dtype=torch.bool), torch.float32))
+    cache.place(order[None], 36)
+    visible = torch.cat(
+        [prefix.valid[:, None].expand(-1, 36, -1), (torch.arange(36) <= order[:, None]).expand(rows, -1, -1)], dim=-1
+    )
+    found = model.step(tokens[:, order], order[None], prefix.valid.sum(1), cache, additive(visible, torch.float32))
+    for row in range(rows):
+        prompt = prefix.embeddings[row][prefix.valid[row]]
+        sequence = torch.cat([prompt, model.embed(tokens[row])])[None]
+        hidden = network(inputs_embeds=sequence, use_cache=False).last_hidden_state
+        expected = model.logits(hidden[:, len(prompt) - 1 :])[0]
+        torch.testing.assert_close(first[row, 0], expected[0])
+        torch.testing.assert_close(found[row], expected[1:][order])
+
+
+@pytest.mark.parametrize("strategy", [Raster(), ZipAR(2)], ids=["raster", "window 2"])
+def test_the_cache_holds_a_row_of_prefix_and_slots_from_start_to_end(model, prefix, monkeypatch, strategy):
+    held, update = {}, SlotCacheLayer.update
+
+    def recorded(layer, key, value):
+        found = update(layer, key, value)
+        assert layer.keys.shape == layer.values.shape == (4, 2, prefix.valid.shape[1] + 36, 8)
+        held.setdefault(id(layer), set()).add((layer.keys.data_ptr(), layer.values.data_ptr()))
+        assert found[0].data_ptr() == layer.keys.data_ptr()  # what attention reads is the cache itself
+        return found
+
+    monkeypatch.setattr(SlotCacheLayer, "update", recorded)
+    tokens_of(model, prefix, strategy)
+    assert [len(places) for places in held.values()] == [1, 1]  # two layers, neither of which ever moved
+
+
+def test_the_users_attention_is_back_after_each_pass_and_after_a_failure(model, prefix, monkeypatch):
+    implementations = []
+
+    def seen(self, hidden):
+        implementations.append(self.decoder.config._attn_implementation)
+        if len(implementations) == 3:
+            raise KeyboardInterrupt
+        return torch.zeros(*hidden.shape[:2], 50)
+
+    own = model.decoder.config._attn_implementation
+    monkeypatch.setattr(Janus, "logits", seen)
+    with pytest.raises(KeyboardInterrupt):
+        tokens_of(model, prefix)
+    assert implementations == [own] * 3
+    monkeypatch.undo()
+
+    def broken(*args, **kwargs):
+        assert model.decoder.config._attn_implementation == "zipar"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model.decoder.layers[1], "forward", broken)
+    with pytest.raises(KeyboardInterrupt):
+        tokens_of(model, prefix)
+    assert model.decoder.config._attn_implementation == own
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_tokens_do_not_depend_on_the_users_attention(model, prefix, greedy, implementation):
+    network = copy.deepcopy(model.model)
+    network.set_attn_implementation(implementation)
+    assert tokens_of(Janus(network), prefix).equal(greedy)
+
+
+def test_a_compiled_decoder(model, prefix):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    network = copy.deepcopy(model.model)
+    network.config.text_config.num_hidden_layers = 1  # compilation takes its time
+    expected = tokens_of(Janus(network), prefix)
+    network.model.language_model = torch.compile(network.model.language_model, backend="eager")
+    assert tokens_of(Janus(network), prefix).equal(expected)
+    assert torch._dynamo.utils.counters["frames"]["ok"] <= 3  # the prefill, passes of one query, passes of several
+
+
+def test_layers_on_disk(janus_directory, tmp_path, greedy):
+    pytest.importorskip("accelerate")
+    from transformers import JanusForConditionalGeneration, JanusProcessor
+
+    places = {"model.language_model.layers.1": "disk", "model.language_model.embed_tokens": "disk"}
+    rest = ["model.language_model.layers.0", "model.language_model.norm", "model.language_model.rotary_emb"]
+    rest += ["model.vision_model", "model.aligner", "model.vqmodel", "lm_head"]
+    rest += [f"model.generation_{part}" for part in ("embeddings", "aligner", "head")]
+    network = JanusForConditionalGeneration.from_pretrained(
+        janus_directory, device_map=places | dict.fromkeys(rest, "cpu"), offload_folder=tmp_path
+    )
+    assert network.get_input_embeddings().weight.device.type == "meta"  # until it is used
+    mapped = Janus(network, JanusProcessor.from_pretrained(janus_directory))
+    assert mapped.device == torch.device("cpu")
+    found = zipar.Pipeline(mapped)(PROMPTS, strategy=ZipAR(2), temperature=0)
+    assert found.tokens.reshape(2, -1).tolist() == greedy.tolist()
