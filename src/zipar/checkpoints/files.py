@@ -15,6 +15,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -163,7 +164,10 @@ def build(source: Path) -> Iterator[None]:
         yield
     except ZipARError:
         raise
-    except (TypeError, KeyError, ValueError, OSError, RuntimeError, safetensors.SafetensorError) as error:
+    except (
+        *(TypeError, KeyError, ValueError, AttributeError, OSError, RuntimeError),
+        *(safetensors.SafetensorError, StrictDataclassError),
+    ) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ZipARError(f"{source} is no checkpoint that can be read: {reason[0]}") from error
 

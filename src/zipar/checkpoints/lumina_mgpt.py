@@ -3,9 +3,10 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterable
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import torch
@@ -32,6 +33,8 @@ from zipar.models.lumina_mgpt import Chameleon, LuminaMGPT
 
 ENCODER = "model.vqmodel."
 """Where transformers keeps the image encoder. The published Lumina-mGPTs lack it: it is taken from vqgan.ckpt."""
+DECODING = ("decoder.", "quantize.", "post_quant_conv.")
+"""What of vqgan.ckpt makes pixels; the encoder is all but the first, for so transformers has it."""
 NORMS = ("q_norm.weight", "q_norm.bias", "k_norm.weight", "k_norm.bias")
 """Published with a row for each shard that the model was trained in; transformers wants one for each head."""
 
@@ -75,7 +78,7 @@ def convert(
         model = ChameleonForConditionalGeneration(config)
     with build(vqgan), torch.device("meta"):
         decoder = ChameleonImageDecoder(tokenizer_config)
-    image_decoder = {name: weights[name].float() for name in decoder.state_dict().keys() & weights.keys()}
+    image_decoder = {name: value.float() for name, value in weights.items() if name.startswith(DECODING)}
     encoder = {name: value.float() for name, value in weights.items() if not name.startswith("decoder.")}
     check_tensors(image_decoder, decoder, vqgan)
     check_tensors(encoder, model.model.vqmodel, vqgan)
@@ -98,23 +101,22 @@ def convert(
             shutil.copy(source / "tokenizer.json", scratch)
             save_file(image_decoder, scratch / "image_tokenizer.safetensors")
             config.save_pretrained(scratch / "decoder")
-            index = {}
-            for number, shard in enumerate([*shards, None], 1):
-                if shard is None:
-                    tensors = {ENCODER + name: value for name, value in encoder.items()}
-                else:
-                    tensors = {
-                        name: _fitted(name, tensor, wanted).to(dtype).contiguous()
-                        for name, tensor in _load(shard).items()
-                    }
-                name = f"model-{number:05}-of-{len(shards) + 1:05}.safetensors"
-                save_file(tensors, scratch / "decoder" / name, metadata={"format": "pt"})
-                index.update(dict.fromkeys(tensors, name))
-            (scratch / "decoder" / "model.safetensors.index.json").write_text(
-                json.dumps({"metadata": {}, "weight_map": index}, indent=2) + "\n", encoding="utf-8"
-            )
+            decoder_files = (_converted(shard, wanted, dtype) for shard in shards)
+            image_encoder = {ENCODER + name: value for name, value in encoder.items()}
+            _write_files(scratch / "decoder", chain(decoder_files, [image_encoder]), len(shards) + 1)
     except (OSError, safetensors.SafetensorError) as error:
         raise ZipARError(f"{out} cannot be written: {error}") from error
+
+
+def _write_files(directory: Path, files: Iterable[Weights], number: int) -> None:
+    """Write each of the ``number`` parts of a model's tensors to a file, and the index that transformers wants."""
+    index: dict[str, str] = {}
+    for i, tensors in enumerate(files, 1):
+        name = f"model-{i:05}-of-{number:05}.safetensors"
+        save_file(tensors, directory / name, metadata={"format": "pt"})
+        index.update(dict.fromkeys(tensors, name))
+    text = json.dumps({"metadata": {}, "weight_map": index}, indent=2) + "\n"
+    (directory / "model.safetensors.index.json").write_text(text, encoding="utf-8")
 
 
 def _shards(source: Path) -> list[Path]:
@@ -140,7 +142,7 @@ def _shards(source: Path) -> list[Path]:
 
 
 def _outline(shard: Path) -> Weights:
-    """The tensors of a safetensors file, without their values; what follows from the published code is left out."""
+    """The tensors of a safetensors file, without their values; those of an image encoder are left out."""
     try:
         with safetensors.safe_open(shard, "pt") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
@@ -149,9 +151,11 @@ def _outline(shard: Path) -> Weights:
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items() if not name.startswith(ENCODER)}
 
 
-def _load(shard: Path) -> Weights:
+def _converted(shard: Path, wanted: Weights, dtype: torch.dtype) -> Weights:
+    """The tensors that ``_outline`` lists, as they are to be stored."""
     with safetensors.safe_open(shard, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys() if not name.startswith(ENCODER)}  # noqa: SIM118
+        names = [name for name in file.keys() if not name.startswith(ENCODER)]  # noqa: SIM118
+        return {name: _fitted(name, file.get_tensor(name), wanted).to(dtype).contiguous() for name in names}
 
 
 def _fitted(name: str, tensor: Tensor, wanted: Weights) -> Tensor:
@@ -195,7 +199,7 @@ def _tokenizer_config(weights: Weights, source: Path) -> VQConfig:
     Raises:
         ZipARError: these are not the weights of Chameleon's image tokenizer.
     """
-    shape: Any = partial(shape_of, weights, source, "image tokenizer of Chameleon")
+    shape = partial(shape_of, weights, source, "image tokenizer of Chameleon")
     codebook_size, codebook_dim = shape("quantize.embedding.weight", 2)
     channels = shape("decoder.conv_out.weight", 4)[1]
     levels = count(weights, "decoder.up.")

@@ -40,7 +40,7 @@ class Decoder(nn.Module):
         groups = config.norm_groups
         width = config.channels * config.channel_multipliers[-1]
         self.conv_in = nn.Conv2d(config.latent_channels, width, 3, padding=1)
-        self.mid = nn.ModuleDict(zip(("block_1", "attn_1", "block_2"), middle(width, groups), strict=True))
+        self.mid = nn.ModuleDict(dict(zip(("block_1", "attn_1", "block_2"), middle(width, groups), strict=True)))
         levels: list[Level] = []
         for level in range(len(config.channel_multipliers) - 1, -1, -1):
             out = config.channels * config.channel_multipliers[level]
