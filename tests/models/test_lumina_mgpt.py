@@ -127,9 +127,10 @@ def test_prefixes_are_those_that_it_was_trained_on(small):
         small.prefix(PROMPTS, PROMPTS, False, grid)
 
 
-def test_a_prompt_that_leaves_no_room_for_the_image_is_an_error(small):
-    with pytest.raises(zipar.ZipARError, match=r"takes 316 tokens: .* room for 228"):
-        small.prefix(["fox " * 300], None, True, small.grid(64, 96))
+def test_a_prompt_longer_than_any_it_was_trained_on_is_warned_about(small):
+    with pytest.warns(UserWarning, match=r"'fox fox .* takes 316 tokens, .* 228 at most"):
+        prefix = small.prefix(["fox " * 300], None, False, small.grid(64, 96))
+    assert prefix.valid.shape == (1, 316)
 
 
 def brute_force(model, prefixes, grid, sampling, seed, window):
