@@ -1,10 +1,16 @@
+import importlib.util
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import settings
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    ChameleonConfig,
+    ChameleonForConditionalGeneration,
     GenerationConfig,
     JanusConfig,
     JanusForConditionalGeneration,
@@ -18,8 +24,11 @@ from transformers import (
 )
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
+from zipar.checkpoints.lumina_mgpt import convert
+from zipar.image_tokenizers.chameleon import ChameleonImageDecoder
 from zipar.image_tokenizers.vq import VQConfig, VQModel
 from zipar.models.llamagen import LlamaGen, LlamaGenConfig, Transformer
+from zipar.models.lumina_mgpt import LuminaMGPT
 
 settings.register_profile("zipar", deadline=None, derandomize=True)
 settings.load_profile("zipar")
@@ -124,3 +133,92 @@ def janus_directory(tmp_path_factory):
     model.generation_config.generation_kwargs = {"boi_token_id": 4}  # where the published checkpoints have it
     model.save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def lumina_recipe():
+    """The script that recorded what Lumina-mGPT's authors compute: its tiny models, and how their weights are made."""
+    path = Path(__file__).parent / "data" / "lumina_mgpt.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    return recipe
+
+
+@pytest.fixture(scope="session")
+def lumina_files(lumina_recipe, tmp_path_factory):
+    """Writes published files in small: lumina_files("7b") -> a folder with lumina, the model, and vqgan.ckpt."""
+    recipe, written = lumina_recipe, {}
+    multipliers = recipe.IMAGE_TOKENIZER["ch_mult"]
+    vq_config = {
+        "embed_dim": 4,
+        "latent_channels": 8,
+        "base_channels": 32,
+        "channel_multiplier": multipliers,
+        "num_res_blocks": 1,
+    }
+
+    def write(name):
+        folder = tmp_path_factory.mktemp(name)
+        (folder / "lumina").mkdir()
+        settings = {**recipe.DECODER, **recipe.SIZES[name]}
+        vocabulary = recipe.vocabulary()
+        with torch.device("meta"):
+            config = ChameleonConfig(**settings, vocabulary_map=vocabulary, vq_config=vq_config)
+            network = ChameleonForConditionalGeneration(config)
+            image_decoder = ChameleonImageDecoder(VQConfig(8192, 4, 32, multipliers, 1, 8))
+        shapes = {key: value.shape for key, value in network.state_dict().items() if "vqmodel" not in key}
+        shapes |= {key: torch.Size([2, 8]) for key in shapes if "q_norm" in key or "k_norm" in key}
+        weights = recipe.made_up(shapes, 0)
+        shards = [{}, {}]
+        for number, (key, value) in enumerate(weights.items()):
+            shards[number % 2][key] = value
+        index = {}
+        for number, shard in enumerate(shards, 1):
+            save_file(shard, folder / "lumina" / f"model-{number}.safetensors", metadata={"format": "pt"})
+            index.update(dict.fromkeys(shard, f"model-{number}.safetensors"))
+        published = {
+            **settings,
+            "model_type": "chameleon",
+            "architectures": ["ChameleonXLLMXForConditionalGeneration"],
+            "rope_theta": 10000.0,
+            "rope_scaling": None,
+            "torch_dtype": "bfloat16",
+            "vocabulary_map": vocabulary,
+            "vq_config": {"model_type": "chameleon_vqgan"},
+            "z_loss_weight": 1e-05,
+        }
+        (folder / "lumina" / "config.json").write_text(json.dumps(published))
+        (folder / "lumina" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+
+        tokenizer = Tokenizer(models.WordLevel(vocabulary | {word: 8900 + i for i, word in enumerate(WORDS)}, "<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        tokenizer.add_special_tokens([AddedToken(word, special=True) for word in vocabulary if word.startswith("<")])
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+        tokenizer.save(str(folder / "lumina" / "tokenizer.json"))
+
+        shapes = {key: value.shape for key, value in network.model.vqmodel.state_dict().items()}
+        shapes |= {key: value.shape for key, value in image_decoder.state_dict().items()}
+        checkpoint = {"state_dict": {**recipe.made_up(shapes, 1), "loss.logvar": torch.zeros(1)}}
+        torch.save(checkpoint, folder / "vqgan.ckpt")
+        return folder
+
+    return lambda name: written[name] if name in written else written.setdefault(name, write(name))
+
+
+PROMPT_WORDS = ["Generate", "an", "image", "of", "according", "to", "the", "following", "prompt", ":"]
+WORDS = [*PROMPT_WORDS, "96x64", "64x96", "96x96", "a", "red", "fox", "in", "snow", "bird"]
+"""What the tiny Lumina-mGPT reads: ids from 8900 on."""
+
+
+@pytest.fixture(scope="session")
+def lumina_models(lumina_files, tmp_path_factory):
+    """Converts the published files: lumina_models("7b") -> a directory for zipar.pipeline."""
+    written = {}
+
+    def make(name, family=LuminaMGPT):
+        files, out = lumina_files(name), tmp_path_factory.mktemp("converted") / family.family
+        convert(files / "lumina", files / "vqgan.ckpt", out, family=family, image_size=96, dtype=torch.float32)
+        return out
+
+    return lambda *key: written[key] if key in written else written.setdefault(key, make(*key))

@@ -194,7 +194,7 @@ class TestConversionOf:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"gpt": "nowhere.pt"}, r"nowhere\.pt is no file: give a published \.pt file"),
+            ({"gpt": "nowhere.pt"}, r"nowhere\.pt is no file: give the published one"),
             ({"gpt": "t5"}, "t5 is no file"),
             ({"gpt": "vq16.pt"}, r"vq16\.pt is an image tokenizer and not a decoder: give GPT\.pt first"),
             ({"vq": "class.pt"}, r"class\.pt is a decoder and not an image tokenizer: give GPT\.pt first"),
@@ -237,7 +237,9 @@ class TestConversionOf:
     def test_a_pickle_that_wants_to_run_code(self, sources, out, gpt, tmp_path, zipped):
         payload = {"model": decoder_weights(classes=10), "args": Touch(tmp_path / "ran")}
         torch.save(payload, gpt, _use_new_zipfile_serialization=zipped)
-        with pytest.raises(zipar.ZipARError, match=r"gpt\.pt was not opened, for it wants to run \S+: get a published"):
+        with pytest.raises(
+            zipar.ZipARError, match=r"gpt\.pt was not opened, for it wants to run \S+: get the published"
+        ):
             convert(gpt, sources / "vq16.pt", None, out, image_size=64, heads=4)
         gpt.write_bytes(pickle.dumps(payload["args"]))
         with pytest.raises(zipar.ZipARError, match=r"gpt\.pt"):
@@ -251,7 +253,7 @@ class TestConversionOf:
         [
             ([1, 2], "holds a list instead of weights"),
             (torch.zeros(3), "holds a Tensor instead of weights"),
-            ({}, "holds no weights under model, module or state_dict"),
+            ({}, "holds no weights under model or module or state_dict"),
             ({"model": 3}, "holds no weights"),
             ({"model": {"a": 3}}, "holds no weights"),
             ({"model": {"a": torch.zeros(3, dtype=torch.int64)}}, "holds no weights"),

@@ -58,3 +58,23 @@ def test_bad_arguments_end_in_one_line(zipar, calls, arguments):
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert err.count("\n") == 1
+
+
+def test_chameleons_reach_their_conversion(zipar, monkeypatch, tmp_path):
+    from zipar.models.lumina_mgpt import Anole
+
+    calls = []
+    monkeypatch.setattr("zipar.checkpoints.lumina_mgpt.convert", lambda *args, **options: calls.append((args, options)))
+    (tmp_path / "lumina").mkdir()
+    (tmp_path / "vqgan.ckpt").touch()
+    code, out, err = zipar("convert", "lumina-mgpt", "lumina", "vqgan.ckpt", "out", "--image-size", 768)
+    assert (code, err) == (0, "")
+    assert "--model out" in out
+    assert zipar("convert", "anole", "lumina", "vqgan.ckpt", "out", "--dtype", "float32")[0] == 0
+    (paths, lumina), (_, anole) = calls
+    assert [str(path) for path in paths] == ["lumina", "vqgan.ckpt", "out"]
+    assert lumina == {"image_size": 768, "dtype": torch.bfloat16}
+    assert anole == {"family": Anole, "dtype": torch.float32}
+    for arguments in (["out", "--image-size", "300"], ["out"], ["--image-size", "768"]):
+        code, _, err = zipar("convert", "lumina-mgpt", "lumina", "vqgan.ckpt", *arguments)
+        assert (code, err.count("\n"), err[:7]) == (2, 1, "error: ")

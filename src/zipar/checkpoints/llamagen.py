@@ -1,11 +1,7 @@
 """LlamaGen checkpoint directories: writing one, and conversion of the published .pt files."""
 
-import argparse
 import dataclasses
 import json
-import re
-import warnings
-import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,9 +10,18 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from zipar.checkpoints.files import build, check_tensors, new_directory, read_config
+from zipar.checkpoints.files import (
+    Weights,
+    build,
+    check_tensors,
+    count,
+    new_directory,
+    read_config,
+    read_pickle,
+    shape_of,
+)
 from zipar.decoding.sampling import Sampling
 from zipar.errors import ZipARError
 from zipar.image_tokenizers.vq import VQConfig, VQModel
@@ -39,10 +44,11 @@ CLASS_SAMPLING = Sampling(guidance_scale=4.0, top_k=2000)
 TEXT_SAMPLING = Sampling(guidance_scale=7.5, top_k=1000)
 """As in the authors' sample script for text-conditional models."""
 
+KEYS = ("model", "module", "state_dict")
+"""Where the authors' files hold their weights."""
 NOT_WEIGHTS = {"freqs_cis", "quantize.codebook_used"}
 """Buffers of the authors' code on which no image depends: computed ones, and those of training."""
 
-Weights = dict[str, Tensor]
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -102,8 +108,8 @@ def convert(
         ZipARError: a file that is missing, damaged, or not what it should be, files that do not belong
             together, or ``out`` exists. Nothing is written then.
     """
-    weights, arguments = _read(gpt)
-    tokenizer_weights, _ = _read(vq)
+    weights, checkpoint = read_pickle(gpt, KEYS, NOT_WEIGHTS)
+    tokenizer_weights, _ = read_pickle(vq, KEYS, NOT_WEIGHTS)
     tokenizer_config = _tokenizer_config(tokenizer_weights, vq)
     config = _decoder_config(weights, gpt, heads)
     if config.vocab_size != tokenizer_config.codebook_size:
@@ -111,7 +117,9 @@ def convert(
             f"{gpt} and {vq} do not belong together: the decoder knows {config.vocab_size} tokens, "
             f"the image tokenizer {tokenizer_config.codebook_size}"
         )
-    side = _grid_side(image_size or getattr(arguments, "image_size", None), config, tokenizer_config.downsampling, gpt)
+    side = _grid_side(
+        image_size or getattr(checkpoint.get("args"), "image_size", None), config, tokenizer_config.downsampling, gpt
+    )
     config = dataclasses.replace(config, grid_side=side)
     _check_text_encoder(text_encoder, config.caption_dim, gpt)
     decoder = _module(partial(Transformer, config), weights, gpt, dtype)
@@ -124,46 +132,6 @@ def convert(
         raise ZipARError(f"{out} cannot be written: {error}") from error
 
 
-def _read(path: Path) -> tuple[Weights, Any]:
-    """The weights of a .pt file and, where it was written while training, the arguments of the training.
-
-    Raises:
-        ZipARError: the file is missing or damaged, wants to run code, or holds no weights.
-    """
-    if not path.is_file():
-        raise ZipARError(f"{path} is no file: give a published .pt file")
-    try:
-        # checkpoints written while training hold their arguments, a class that holds attributes and does nothing
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickles that torch did not write: they end as an error
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # unpickling damaged bytes can raise anything
-        if found := re.search(r"GLOBAL (\S+)", str(error)):
-            raise ZipARError(
-                f"{path} was not opened, for it wants to run {found[1]}: get a published .pt file"
-            ) from error
-        raise ZipARError(f"{path} is damaged, or is no PyTorch checkpoint: fetch it again") from error
-    if not isinstance(checkpoint, dict):
-        raise ZipARError(
-            f"{path} holds a {type(checkpoint).__name__} instead of weights by name: give a published file"
-        )
-    key = next((key for key in ("model", "module", "state_dict") if key in checkpoint), None)
-    held = checkpoint if key is None else checkpoint[key]  # weights alone: as sharded training leaves them
-    weights = {name: value for name, value in held.items() if name not in NOT_WEIGHTS} if isinstance(held, dict) else {}
-    if not weights or not all(isinstance(name, str) and _is_weight(value) for name, value in weights.items()):
-        raise ZipARError(f"{path} holds no weights under model, module or state_dict: give a published .pt file")
-    return weights, checkpoint.get("args")
-
-
-def _is_weight(value: Any) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and value.is_floating_point()
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
-    )
-
-
 def _decoder_config(weights: Weights, source: Path, heads: int | None) -> LlamaGenConfig:
     """The shape of the decoder, except for its grid.
 
@@ -172,11 +140,11 @@ def _decoder_config(weights: Weights, source: Path, heads: int | None) -> LlamaG
     """
     if "quantize.embedding.weight" in weights:
         raise ZipARError(f"{source} is an image tokenizer and not a decoder: give GPT.pt first, then VQ.pt")
-    shape = partial(_shape, weights, source, "LlamaGen decoder")
+    shape = partial(shape_of, weights, source, "LlamaGen decoder")
     vocab_size, dim = shape("tok_embeddings.weight", 2)
     width, _ = shape("layers.0.attention.wqkv.weight", 2)
     hidden, _ = shape("layers.0.feed_forward.w1.weight", 2)
-    layers = _count(weights, "layers.")
+    layers = count(weights, "layers.")
     if heads is None:
         heads = PUBLISHED_HEADS.get((layers, dim))
     if heads is None:
@@ -207,34 +175,19 @@ def _tokenizer_config(weights: Weights, source: Path) -> VQConfig:
     """
     if "tok_embeddings.weight" in weights:
         raise ZipARError(f"{source} is a decoder and not an image tokenizer: give GPT.pt first, then VQ.pt")
-    shape = partial(_shape, weights, source, "LlamaGen image tokenizer")
+    shape = partial(shape_of, weights, source, "LlamaGen image tokenizer")
     codebook_size, codebook_dim = shape("quantize.embedding.weight", 2)
     channels = shape("encoder.conv_in.weight", 4)[0]
-    levels = _count(weights, "encoder.conv_blocks.")
+    levels = count(weights, "encoder.conv_blocks.")
     widths = [shape(f"encoder.conv_blocks.{level}.res.0.conv1.weight", 4)[0] for level in range(levels)]
     return VQConfig(
         codebook_size,
         codebook_dim,
         channels,
         tuple(width // channels for width in widths),
-        _count(weights, "encoder.conv_blocks.0.res."),
+        count(weights, "encoder.conv_blocks.0.res."),
         shape("encoder.conv_out.weight", 4)[0],
     )
-
-
-def _shape(weights: Weights, source: Path, what: str, name: str, dimensions: int) -> torch.Size:
-    """The shape of a tensor that a ``what`` must have."""
-    if name not in weights:
-        raise ZipARError(f"{source} is no {what}: it has no {name}")
-    shape = weights[name].shape
-    if len(shape) != dimensions or 0 in shape:
-        raise ZipARError(f"{source} is no {what}: its {name} is of shape {tuple(shape)}")
-    return shape
-
-
-def _count(weights: Weights, parent: str) -> int:
-    """How many numbered children the module ``parent`` has."""
-    return len({name[len(parent) :].split(".")[0] for name in weights if name.startswith(parent)})
 
 
 def _grid_side(image_size: Any, config: LlamaGenConfig, downsampling: int, source: Path) -> int:

@@ -20,6 +20,27 @@ class ImageSize(str, Enum):
     large = "512"
 
 
+class LuminaSize(str, Enum):
+    """Image sizes that Lumina-mGPT was published for."""
+
+    small = "512"
+    medium = "768"
+    large = "1024"
+
+
+ChameleonSource = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DIR", exists=True, file_okay=False, help="The published model, with config.json and tokenizer.json."
+    ),
+]
+VQGAN = Annotated[
+    Path, typer.Argument(metavar="VQGAN.ckpt", exists=True, dir_okay=False, help="Meta's image tokenizer of Chameleon.")
+]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="The directory to make.")]
+Stored = Annotated[DType, typer.Option(help="Stored number format.")]
+
+
 @app.callback(invoke_without_command=True)
 def _convert(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
@@ -49,7 +70,7 @@ def llamagen(
     heads: Annotated[
         int | None, typer.Option(min=1, metavar="NUMBER", help="Attention heads.", show_default="as published")
     ] = None,
-    dtype: Annotated[DType, typer.Option(help="Stored number format.")] = DType.bfloat16,
+    dtype: Stored = DType.bfloat16,
 ) -> None:
     """Convert a LlamaGen: zipar convert llamagen GPT.pt VQ.pt [T5_DIR] OUT --image-size 384."""
     if len(directories) > 2:
@@ -71,4 +92,33 @@ def llamagen(
         heads=heads,
         dtype=getattr(torch, dtype.value),
     )
+    print(f"{out}: try `zipar generate PROMPT --model {out}`")
+
+
+@app.command("lumina-mgpt")
+def lumina_mgpt(
+    source: ChameleonSource,
+    vqgan: VQGAN,
+    out: Out,
+    image_size: Annotated[LuminaSize, typer.Option(help="Height and width, in pixels, of its square images.")],
+    dtype: Stored = DType.bfloat16,
+) -> None:
+    """Convert a Lumina-mGPT: zipar convert lumina-mgpt DIR VQGAN.ckpt OUT --image-size 768."""
+    import torch
+
+    from zipar.checkpoints.lumina_mgpt import convert
+
+    convert(source, vqgan, out, image_size=int(image_size.value), dtype=getattr(torch, dtype.value))
+    print(f"{out}: try `zipar generate PROMPT --model {out}`")
+
+
+@app.command("anole")
+def anole(source: ChameleonSource, vqgan: VQGAN, out: Out, dtype: Stored = DType.bfloat16) -> None:
+    """Convert an Anole in the format of transformers: zipar convert anole DIR VQGAN.ckpt OUT."""
+    import torch
+
+    from zipar.checkpoints.lumina_mgpt import convert
+    from zipar.models.lumina_mgpt import Anole
+
+    convert(source, vqgan, out, family=Anole, dtype=getattr(torch, dtype.value))
     print(f"{out}: try `zipar generate PROMPT --model {out}`")

@@ -10,8 +10,9 @@ from zipar.errors import ZipARError
 from zipar.models.base import VisualModel
 from zipar.models.janus import Janus
 from zipar.models.llamagen import LlamaGen
+from zipar.models.lumina_mgpt import Anole, LuminaMGPT
 
-FAMILIES: dict[str, type[VisualModel]] = {model.family: model for model in (LlamaGen, Janus)}
+FAMILIES: dict[str, type[VisualModel]] = {model.family: model for model in (LlamaGen, Janus, LuminaMGPT, Anole)}
 
 
 def load(name: str | Path, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> VisualModel:
@@ -44,6 +45,11 @@ def family(directory: Path) -> type[VisualModel]:
         ZipARError: it is no checkpoint, or its family is not supported.
     """
     kind = read_config(directory).get("model_type")
+    if kind == "chameleon":
+        raise ZipARError(
+            f"{directory} holds a Chameleon without its image decoder: `zipar convert lumina-mgpt` and "
+            "`zipar convert anole` add it"
+        )
     if kind not in FAMILIES:
         raise ZipARError(
             f"{directory} holds a model of type {kind!r}, which is not supported; supported: {', '.join(FAMILIES)}"

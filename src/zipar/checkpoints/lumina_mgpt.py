@@ -1,0 +1,214 @@
+"""Conversion of the published files of Lumina-mGPT, Anole and Chameleon's image tokenizer."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterable
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import ChameleonConfig, ChameleonForConditionalGeneration
+
+from zipar.checkpoints.files import (
+    Weights,
+    build,
+    check_tensors,
+    count,
+    new_directory,
+    read_config,
+    read_pickle,
+    read_tokenizer,
+    shape_of,
+)
+from zipar.errors import ZipARError
+from zipar.image_tokenizers.chameleon import ChameleonImageDecoder
+from zipar.image_tokenizers.vq import VQConfig
+from zipar.models.lumina_mgpt import Chameleon, LuminaMGPT
+
+ENCODER = "model.vqmodel."
+"""Where transformers keeps the image encoder. The published Lumina-mGPTs lack it: it is taken from vqgan.ckpt."""
+DECODING = ("decoder.", "quantize.", "post_quant_conv.")
+"""What of vqgan.ckpt makes pixels; the encoder is all but the first, for so transformers has it."""
+NORMS = ("q_norm.weight", "q_norm.bias", "k_norm.weight", "k_norm.bias")
+"""Published with a row for each shard that the model was trained in; transformers wants one for each head."""
+
+
+def convert(
+    source: Path,
+    vqgan: Path,
+    out: Path,
+    *,
+    family: type[Chameleon] = LuminaMGPT,
+    image_size: int = 512,
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """Turn a published Lumina-mGPT or Anole into a directory that ``zipar.pipeline`` loads.
+
+    ``out`` holds ``config.json``, ``tokenizer.json``, ``image_tokenizer.safetensors`` and ``decoder/``, which
+    is a whole Chameleon for transformers. The decoder is converted file by file: no more than one is in memory.
+
+    Args:
+        source: directory of the published model, with ``config.json``, ``tokenizer.json`` and safetensors.
+        vqgan: ``vqgan.ckpt``, Meta's image tokenizer.
+        out: the directory to make.
+        family: what the published model is.
+        image_size: side in pixels of the square images that it was trained on. No file says it.
+        dtype: of the stored decoder, which the authors run in bfloat16. The image tokenizer is small, and is
+            stored in float32, as they run it.
+
+    Raises:
+        ZipARError: a file that is missing, damaged, or not what it should be, files that do not belong
+            together, or ``out`` exists. Nothing is written then.
+    """
+    if image_size < 32 or image_size % 32:
+        raise ZipARError(f"image size {image_size} is not possible: a Chameleon needs a multiple of 32")
+    shards = _shards(source)
+    tokenizer = read_tokenizer(source / "tokenizer.json")
+    weights, _ = read_pickle(vqgan, ["state_dict"])
+    weights = {name: value for name, value in weights.items() if not name.startswith("loss.")}
+    tokenizer_config = _tokenizer_config(weights, vqgan)
+    config = _decoder_config(source, tokenizer, tokenizer_config)
+    with build(source), torch.device("meta"):
+        model = ChameleonForConditionalGeneration(config)
+    with build(vqgan), torch.device("meta"):
+        decoder = ChameleonImageDecoder(tokenizer_config)
+    image_decoder = {name: value.float() for name, value in weights.items() if name.startswith(DECODING)}
+    encoder = {name: value.float() for name, value in weights.items() if not name.startswith("decoder.")}
+    check_tensors(image_decoder, decoder, vqgan)
+    check_tensors(encoder, model.model.vqmodel, vqgan)
+    del model.model.vqmodel
+    wanted = model.state_dict()
+    outlines = {name: tensor for shard in shards for name, tensor in _outline(shard).items()}
+    check_tensors({name: _fitted(name, tensor, wanted) for name, tensor in outlines.items()}, model, source)
+    converted = family(model, tokenizer, decoder, image_size)  # raises where the parts do not fit
+    converted.header(converted.grid(*converted.image_size))
+
+    settings = {
+        "model_type": family.family,
+        "image_size": image_size,
+        "image_tokenizer": dataclasses.asdict(tokenizer_config),
+        "sampling": dataclasses.asdict(converted.defaults),
+    }
+    try:
+        with new_directory(out) as scratch:
+            (scratch / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+            shutil.copy(source / "tokenizer.json", scratch)
+            save_file(image_decoder, scratch / "image_tokenizer.safetensors")
+            config.save_pretrained(scratch / "decoder")
+            decoder_files = (_converted(shard, wanted, dtype) for shard in shards)
+            image_encoder = {ENCODER + name: value for name, value in encoder.items()}
+            _write_files(scratch / "decoder", chain(decoder_files, [image_encoder]), len(shards) + 1)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ZipARError(f"{out} cannot be written: {error}") from error
+
+
+def _write_files(directory: Path, files: Iterable[Weights], number: int) -> None:
+    """Write each of the ``number`` parts of a model's tensors to a file, and the index that transformers wants."""
+    index: dict[str, str] = {}
+    for i, tensors in enumerate(files, 1):
+        name = f"model-{i:05}-of-{number:05}.safetensors"
+        save_file(tensors, directory / name, metadata={"format": "pt"})
+        index.update(dict.fromkeys(tensors, name))
+    text = json.dumps({"metadata": {}, "weight_map": index}, indent=2) + "\n"
+    (directory / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+
+def _shards(source: Path) -> list[Path]:
+    """The safetensors files that hold the decoder.
+
+    Raises:
+        ZipARError: there are none, or not all.
+    """
+    index = source / "model.safetensors.index.json"
+    if not index.is_file():
+        if not (source / "model.safetensors").is_file():
+            raise ZipARError(f"{source} holds no weights: model.safetensors or its index is missing")
+        return [source / "model.safetensors"]
+    with build(index):
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if not names or any(Path(name).name != name for name in names):
+            raise ZipARError(f"{index} names no files beside it: fetch it again")
+    if missing := [name for name in names if not (source / name).is_file()]:
+        raise ZipARError(
+            f"{source} lacks {len(missing)} of the {len(names)} files of its weights, such as {missing[0]}"
+        )
+    return [source / name for name in names]
+
+
+def _outline(shard: Path) -> Weights:
+    """The tensors of a safetensors file, without their values; those of an image encoder are left out."""
+    try:
+        with safetensors.safe_open(shard, "pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ZipARError(f"{shard} is damaged ({error}): fetch it again") from error
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items() if not name.startswith(ENCODER)}
+
+
+def _converted(shard: Path, wanted: Weights, dtype: torch.dtype) -> Weights:
+    """The tensors that ``_outline`` lists, as they are to be stored."""
+    with safetensors.safe_open(shard, "pt") as file:
+        names = [name for name in file.keys() if not name.startswith(ENCODER)]  # noqa: SIM118
+        return {name: _fitted(name, file.get_tensor(name), wanted).to(dtype).contiguous() for name in names}
+
+
+def _fitted(name: str, tensor: Tensor, wanted: Weights) -> Tensor:
+    """The tensor as transformers has it: the norm of a shard's heads once for each of them."""
+    if name.endswith(NORMS) and name in wanted and tensor.ndim == 2 and len(tensor):
+        return tensor.repeat_interleave(max(len(wanted[name]) // len(tensor), 1), dim=0)
+    return tensor
+
+
+def _decoder_config(source: Path, tokenizer: Tokenizer, image_tokenizer: VQConfig) -> ChameleonConfig:
+    """The config of the decoder, with the vocabulary and the image tokenizer that it is used with.
+
+    Raises:
+        ZipARError: it is not that of a Chameleon, or its vocabulary is not the tokenizer's.
+    """
+    config = read_config(source)
+    if (kind := config.get("model_type")) != "chameleon":
+        raise ZipARError(f"{source} holds a model of type {kind!r}: give the directory of a Lumina-mGPT or Anole")
+    known = {field.name for field in dataclasses.fields(ChameleonConfig)} | {"rope_theta", "rope_scaling"}
+    kept = {name: value for name, value in config.items() if name in known}
+    words = tokenizer.get_vocab()
+    vocabulary = kept.get("vocabulary_map") or words
+    if not isinstance(vocabulary, dict) or any(vocabulary.get(name, token) != token for name, token in words.items()):
+        raise ZipARError(f"{source}: the vocabulary of config.json is not that of tokenizer.json")
+    vq_config = {
+        "embed_dim": image_tokenizer.codebook_dim,
+        "num_embeddings": image_tokenizer.codebook_size,
+        "latent_channels": image_tokenizer.latent_channels,
+        "base_channels": image_tokenizer.channels,
+        "channel_multiplier": list(image_tokenizer.channel_multipliers),
+        "num_res_blocks": image_tokenizer.residual_blocks,
+    }
+    with build(source):
+        given = {**kept, "vocabulary_map": vocabulary, "vq_config": vq_config}
+        return ChameleonConfig.from_dict({**given, "architectures": ["ChameleonForConditionalGeneration"]})
+
+
+def _tokenizer_config(weights: Weights, source: Path) -> VQConfig:
+    """The shape of the image tokenizer.
+
+    Raises:
+        ZipARError: these are not the weights of Chameleon's image tokenizer.
+    """
+    shape = partial(shape_of, weights, source, "image tokenizer of Chameleon")
+    codebook_size, codebook_dim = shape("quantize.embedding.weight", 2)
+    channels = shape("decoder.conv_out.weight", 4)[1]
+    levels = count(weights, "decoder.up.")
+    widths = [shape(f"decoder.up.{level}.block.0.conv1.weight", 4)[0] for level in range(levels)]
+    return VQConfig(
+        codebook_size,
+        codebook_dim,
+        channels,
+        tuple(width // channels for width in widths),
+        count(weights, "decoder.up.0.block.") - 1,
+        shape("decoder.conv_in.weight", 4)[1],
+    )
