@@ -127,6 +127,7 @@ class Pipeline:
             _repeat(prompts, num_images_per_prompt),
             None if negatives is None else _repeat(negatives, num_images_per_prompt),
             sampling.guided,
+            grid,
         )
         encoding = time.perf_counter() - started
         decoded = decode(self.model, prefix, grid, strategy or ZipAR(), sampling, seeds, callback)

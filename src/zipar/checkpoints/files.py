@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from zipar.errors import ZipARError
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """``config.json`` of a checkpoint directory.
+def read_config(directory: Path, name: str = "config.json") -> dict[str, Any]:
+    """``config.json`` of a checkpoint directory, or another such file.
 
     Raises:
         ZipARError: there is none, or it is not a JSON object.
     """
-    path = directory / "config.json"
+    path = directory / name
     if not path.is_file():
-        raise ZipARError(f"{directory} is no checkpoint directory: it has no config.json")
+        raise ZipARError(f"{directory} is no checkpoint directory: it has no {name}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -19,7 +19,7 @@ def outline(name: str) -> VisualModel:
     directory = auto.find(name)
     config = read_config(directory)
     if config.get("model_type") != LlamaGen.family:
-        return auto.load(directory, device="cpu")
+        return auto.family(directory).outline(directory)
     prompts = directory / "prompts.json"
     with build(directory), torch.device("meta"):
         decoder = LlamaGenConfig(**config["decoder"])

@@ -8,9 +8,10 @@ import zipar.pretrained
 from zipar.checkpoints.files import read_config
 from zipar.errors import ZipARError
 from zipar.models.base import VisualModel
+from zipar.models.emu3 import Emu3
 from zipar.models.llamagen import LlamaGen
 
-FAMILIES: dict[str, type[VisualModel]] = {model.family: model for model in (LlamaGen,)}
+FAMILIES: dict[str, type[VisualModel]] = {model.family: model for model in (LlamaGen, Emu3)}
 
 
 def load(name: str | Path, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> VisualModel:
@@ -25,12 +26,7 @@ def load(name: str | Path, dtype: torch.dtype | None = None, device: str | torch
         ZipARError: there is no such checkpoint, it is damaged, or its family is not supported.
     """
     directory = find(name)
-    config = read_config(directory)
-    family = config.get("model_type")
-    if family not in FAMILIES:
-        raise ZipARError(
-            f"{directory} holds a model of type {family!r}, which is not supported; supported: {', '.join(FAMILIES)}"
-        )
+    found = family(directory)
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(1, device=place).item()  # the meta device holds no values, others may not be there
@@ -38,7 +34,21 @@ def load(name: str | Path, dtype: torch.dtype | None = None, device: str | torch
         raise ZipARError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
     if dtype is None:
         dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
-    return FAMILIES[family].load(directory, dtype, place)
+    return found.load(directory, dtype, place)
+
+
+def family(directory: Path) -> type[VisualModel]:
+    """The family of a checkpoint directory.
+
+    Raises:
+        ZipARError: it is no checkpoint, or its family is not supported.
+    """
+    kind = read_config(directory).get("model_type")
+    if kind not in FAMILIES:
+        raise ZipARError(
+            f"{directory} holds a model of type {kind!r}, which is not supported; supported: {', '.join(FAMILIES)}"
+        )
+    return FAMILIES[kind]
 
 
 def find(name: str | Path) -> Path:

@@ -48,8 +48,10 @@ class VisualModel(ABC, nn.Module):
         """
 
     @abstractmethod
-    def prefix(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, guided: bool) -> Prefix:
-        """The prefix of each prompt and, if ``guided``, of the unconditional branch.
+    def prefix(
+        self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, guided: bool, grid: TokenGrid
+    ) -> Prefix:
+        """The prefix of each prompt and, if ``guided``, of the unconditional branch, for an image of ``grid``.
 
         Raises:
             ZipARError: a prompt that the model cannot take.
@@ -87,3 +89,12 @@ class VisualModel(ABC, nn.Module):
         Raises:
             ZipARError: the checkpoint is damaged or incomplete.
         """
+
+    @classmethod
+    def outline(cls, directory: Path) -> "VisualModel":
+        """The model for those who only ask what it looks like: without its weights, where the family can do so.
+
+        Raises:
+            ZipARError: the checkpoint is damaged or incomplete.
+        """
+        return cls.load(directory, torch.float32, torch.device("cpu"))

@@ -133,7 +133,13 @@ class LlamaGen(VisualModel):
             )
         return TokenGrid(self.decoder.config.grid_side, self.decoder.config.grid_side)
 
-    def prefix(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, guided: bool) -> Prefix:
+    def prefix(
+        self,
+        prompts: Sequence[str],
+        negative_prompts: Sequence[str] | None,
+        guided: bool,
+        grid: TokenGrid | None = None,
+    ) -> Prefix:
         if negative_prompts is not None and not guided:
             raise ZipARError("a negative prompt does nothing at guidance scale 1: raise the scale or leave it out")
         both = [*prompts, *negative_prompts] if negative_prompts is not None else list(prompts)
