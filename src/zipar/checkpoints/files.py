@@ -10,6 +10,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from zipar.errors import ZipARError
@@ -66,6 +67,18 @@ def check_tensors(tensors: dict[str, Tensor], module: nn.Module, source: Path) -
             raise ZipARError(f"{source}: {name} is of shape {held[name]}, but should be {shape}")
 
 
+_COMPLAINTS = (
+    TypeError,
+    KeyError,
+    ValueError,
+    AttributeError,
+    OSError,
+    RuntimeError,
+    safetensors.SafetensorError,
+    StrictDataclassError,  # of transformers' configs
+)
+
+
 @contextmanager
 def build(source: Path) -> Iterator[None]:
     """Turn what libraries raise over a bad checkpoint into one clear error.
@@ -77,7 +90,7 @@ def build(source: Path) -> Iterator[None]:
         yield
     except ZipARError:
         raise
-    except (TypeError, KeyError, ValueError, OSError, RuntimeError, safetensors.SafetensorError) as error:
+    except _COMPLAINTS as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ZipARError(f"{source} is no checkpoint that can be read: {reason[0]}") from error
 
