@@ -162,17 +162,18 @@ def decoded(model, grid, strategy, prompts=PROMPTS, negatives=None, seeds=SEEDS,
     return decode(model, prefix, grid, strategy, chosen, seeds)
 
 
-@pytest.mark.parametrize("kind", ["model", "scrambled"])
-@pytest.mark.parametrize("negatives", [None, ["blurry", "ugly and blurry"]], ids=["negative of the authors", "own"])
-@pytest.mark.parametrize("strategy", [Raster(), ZipAR(COLUMNS)], ids=["raster", "window of a row"])
-def test_greedy_equals_generate_of_transformers(request, kind, negatives, strategy):
+@pytest.mark.parametrize(
+    ("kind", "negatives"), [("model", None), ("scrambled", None), ("model", ["blurry", "ugly and blurry"])]
+)
+def test_greedy_equals_generate_of_transformers(request, kind, negatives):
     """Two prompts of different lengths, row ends and tail included."""
     model = request.getfixturevalue(kind)
     texts = [prompt + POSITIVE_PROMPT for prompt in PROMPTS]
     expected, *_ = documented(model, texts, negatives or [NEGATIVE_PROMPT] * 2, ROWS, COLUMNS)
     grid = model.grid(**SIZE)
-    found = decoded(model, grid, strategy, negatives=negatives, temperature=0)
-    assert model.vocabulary_ids(found.tokens).equal(expected)
+    for strategy in Raster(), ZipAR(COLUMNS):
+        found = decoded(model, grid, strategy, negatives=negatives, temperature=0)
+        assert model.vocabulary_ids(found.tokens).equal(expected)
     assert len(expected.unique()) > 10
 
 
@@ -269,7 +270,7 @@ def brute_force(model, prompt, negative, grid, window):
     return [tokens[slot] for slot in range(grid.slots)], [born[slot] for slot in range(grid.slots)], passes
 
 
-@pytest.mark.parametrize(("rows", "columns", "window"), [(4, 6, 1), (4, 6, 2), (6, 3, 2), (4, 6, 4), (3, 4, 99)])
+@pytest.mark.parametrize(("rows", "columns", "window"), [(4, 6, 1), (6, 3, 2), (3, 5, 3)])
 def test_zipar_equals_the_brute_force_decoder(model, rows, columns, window):
     grid = model.grid(2 * rows, 2 * columns)
     found = decoded(model, grid, ZipAR(window), temperature=0)
@@ -391,12 +392,12 @@ def test_the_decoder_is_of_the_wanted_type_and_the_image_tokenizer_of_float32(ch
 
 def test_weights_may_be_named_as_the_modules_are(copy, model):
     published = load_file(copy / "model.safetensors")
-    weights = {name.removeprefix("model."): weight for name, weight in model.state_dict().items()}
+    weights = model.model.state_dict()
     assert weights.keys().isdisjoint(published)
     save_file(weights, copy / "model.safetensors", {"format": "pt"})
-    loaded = auto.load(copy, device="cpu").state_dict()
-    assert loaded.keys() == model.state_dict().keys()
-    assert all(weight.equal(loaded[name]) for name, weight in model.state_dict().items())
+    loaded = auto.load(copy, device="cpu").model.state_dict()
+    assert loaded.keys() == weights.keys()
+    assert all(weight.equal(loaded[name]) for name, weight in weights.items())
 
 
 def test_the_grid_of_prompts_is_read_off_them(model):
@@ -504,7 +505,7 @@ def rewrite(directory, edit):
         (lambda d: without(d, "<|visual token 000007|>"), "names 39 visual tokens, but its codebook holds 40"),
         (lambda d: without(d, "<|extra_200|>"), r"vocabulary_map of this Emu3 lacks <\|extra_200\|>"),
         (lambda d: change(d, vocabulary_map=None), "holds no Emu3ForConditionalGeneration that can be read"),
-        (lambda d: shift(d), r"the tokenizer does not fit this Emu3: it does not know <\|extra_203\|> as 464"),
+        (lambda d: shift(d), r"the tokenizer does not fit this Emu3: it does not know <\|extra_203\|> as 463"),
     ],
 )
 def test_damaged_checkpoints(copy, damage, message):
