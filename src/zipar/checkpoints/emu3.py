@@ -197,8 +197,7 @@ def _processor(image_tokenizer: Path, vocabulary: dict[str, int], merges: list[t
     # the published tokenizer splits text and normalises it as that of Qwen2 does
     tokenizer = Qwen2Tokenizer(
         vocabulary,
-        merges,
-        unk_token=None,
+        merges,  # type: ignore[arg-type]  # pairs, as it does take them
         bos_token=BEFORE_IMAGE[0],
         eos_token=AFTER_IMAGE[2],
         pad_token=PADDING,

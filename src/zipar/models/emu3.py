@@ -146,12 +146,12 @@ class Emu3(TransformersModel):
         held = self.model.config.vocabulary_map
         begin, end = held[BEFORE_IMAGE[1]], held[BEFORE_IMAGE[2]]
         names = {token: name for name, token in held.items()}
-        sizes = set()
+        sizes: set[str] = set()
         for row in input_ids.tolist():
             start = len(row) - row[::-1].index(begin) if begin in row else 0
             words = "".join(names[token] for token in row[start:-1])
-            sizes.add(words if start and row[-1] == end and re.fullmatch(r"[1-9]\d*\*[1-9]\d*", words) else None)
-        if len(sizes) != 1 or None in sizes:
+            sizes.add(words if start and row[-1] == end and re.fullmatch(r"[1-9]\d*\*[1-9]\d*", words) else "")
+        if len(sizes) != 1 or "" in sizes:
             raise ZipARError(
                 "the prompts should all end with one size of an image: make them with return_for_image_generation=True"
             )
