@@ -39,6 +39,24 @@ def test_arguments_reach_the_conversion(zipar, calls):
     assert least["image_size"] is None
 
 
+def test_arguments_reach_the_conversion_of_emu3(zipar, calls, monkeypatch, tmp_path):
+    received = []
+    monkeypatch.setattr("zipar.checkpoints.emu3.convert", lambda *args, **options: received.append((args, options)))
+    for name in ("model", "vision"):
+        (tmp_path / name).mkdir()
+    code, out, err = zipar("convert", "emu3", "model", "vision", "out")
+    assert (code, err) == (0, "")
+    assert "--model out" in out
+    assert zipar("convert", "emu3", "model", "vision", "out", "--dtype", "float32")[0] == 0
+    assert [[str(path) for path in args] for args, _ in received] == [["model", "vision", "out"]] * 2
+    assert [options for _, options in received] == [{"dtype": torch.bfloat16}, {"dtype": torch.float32}]
+    for arguments in (["model", "out"], ["model", "nowhere", "out"], ["model", "gpt.pt", "out"]):
+        code, out, err = zipar("convert", "emu3", *arguments)
+        assert (code, out) == (2, "")
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

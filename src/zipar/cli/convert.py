@@ -47,6 +47,33 @@ def _convert(context: typer.Context) -> None:
         print(context.get_help())
 
 
+@app.command("emu3")
+def emu3(
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="MODEL_DIR", exists=True, file_okay=False, help="The language model, BAAI/Emu3-Gen."),
+    ],
+    image_tokenizer: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TOKENIZER_DIR",
+            exists=True,
+            file_okay=False,
+            help="The image tokenizer, BAAI/Emu3-VisionTokenizer.",
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The directory to make.")],
+    dtype: Annotated[DType, typer.Option(help="Stored number format of the language model.")] = DType.bfloat16,
+) -> None:
+    """Convert an Emu3 to transformers' layout: zipar convert emu3 MODEL_DIR TOKENIZER_DIR OUT."""
+    import torch
+
+    from zipar.checkpoints.emu3 import convert
+
+    convert(model, image_tokenizer, out, dtype=getattr(torch, dtype.value))
+    print(f"{out}: try `zipar generate PROMPT --model {out}`")
+
+
 @app.command("llamagen")
 def llamagen(
     gpt: Annotated[

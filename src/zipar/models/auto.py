@@ -8,11 +8,12 @@ import zipar.pretrained
 from zipar.checkpoints.files import read_config
 from zipar.errors import ZipARError
 from zipar.models.base import VisualModel
+from zipar.models.emu3 import Emu3
 from zipar.models.janus import Janus
 from zipar.models.llamagen import LlamaGen
 from zipar.models.lumina_mgpt import Anole, LuminaMGPT
 
-FAMILIES: dict[str, type[VisualModel]] = {model.family: model for model in (LlamaGen, Janus, LuminaMGPT, Anole)}
+FAMILIES: dict[str, type[VisualModel]] = {model.family: model for model in (LlamaGen, Janus, Emu3, LuminaMGPT, Anole)}
 
 
 def load(name: str | Path, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> VisualModel:

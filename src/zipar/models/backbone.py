@@ -89,7 +89,7 @@ class TransformersModel(VisualModel):
     @property
     def device(self) -> torch.device:
         """Where prompts go in; under a device map, where the hook of the embeddings wants them."""
-        embeddings = self.decoder.get_input_embeddings()
+        embeddings: Any = self.decoder.get_input_embeddings()
         place = getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None)
         return embeddings.weight.device if place is None else torch.device(place)
 

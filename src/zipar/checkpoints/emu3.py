@@ -1,0 +1,280 @@
+"""Conversion of the published Emu3 to the layout of transformers, running none of the code published with it."""
+
+import base64
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import (
+    Emu3Config,
+    Emu3ForConditionalGeneration,
+    Emu3ImageProcessor,
+    Emu3Processor,
+    GenerationConfig,
+    Qwen2Tokenizer,
+)
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from zipar.checkpoints.files import build, check_tensors, new_directory, read_config
+from zipar.errors import ZipARError
+from zipar.models.emu3 import AFTER_IMAGE, BEFORE_IMAGE, ROW_END, Emu3
+
+PADDING = "<|endoftext|>"
+IMAGE = "<image>"
+"""Stands for an image in transformers' prompts: the first spare word of the published vocabulary, which has none."""
+
+SPECIAL = (PADDING, "<|im_start|>", "<|im_end|>", IMAGE, *(f"<|extra_{i}|>" for i in range(1, 205)))
+"""The words after the ranked ones; those of the vision vocabulary come after them."""
+
+NAMED_IDS = {
+    "pad_token_id": PADDING,
+    "eol_token_id": ROW_END,
+    **dict(zip(("bos_token_id", "boi_token_id", "img_token_id"), BEFORE_IMAGE, strict=True)),
+    **dict(zip(("eof_token_id", "eoi_token_id", "eos_token_id"), AFTER_IMAGE, strict=True)),
+}
+"""What the published config calls them."""
+
+TEXT_SETTINGS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "attention_dropout",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
+VISION_SETTINGS = {
+    "codebook_size": "codebook_size",
+    "embed_dim": "embed_dim",
+    "z_channels": "latent_channels",
+    "double_z": "double_latent",
+    "in_channels": "in_channels",
+    "out_channels": "out_channels",
+    "temporal_downsample_factor": "temporal_downsample_factor",
+    "ch": "base_channels",
+    "ch_mult": "channel_multiplier",
+    "num_res_blocks": "num_res_blocks",
+    "attn_resolutions": "attn_resolutions",
+}
+"""Published name -> transformers'."""
+
+TEXT_NAMES = ((r"^model\.", "model.text_model."),)
+VISION_NAMES = (
+    (r"coder\.(down|up)\.", r"coder.\1_block.\1."),
+    (r"\.mid\.attn_1\.norm\.", ".mid.attn_norm."),
+    (r"\.mid\.", ".middle_block."),
+    (r"\.attn\.(\d+)\.norm\.", r".attn_norms.\1."),
+    (r"\.attn(_1|\.\d+)\.(q|k|v)\.", r".attn\1.\2_proj."),
+    (r"\.attn(_1|\.\d+)\.proj_out\.", r".attn\1.out_proj."),
+)
+"""Published names of tensors -> transformers', by substitution, one after the other."""
+
+
+class Source(NamedTuple):
+    """A tensor on disk."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+
+
+def convert(model: Path, image_tokenizer: Path, out: Path, *, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Turn the published files of an Emu3 into a directory that ``zipar.pipeline`` and transformers load.
+
+    Args:
+        model: directory of the language model, such as BAAI/Emu3-Gen: ``config.json``, weights in safetensors,
+            ``emu3.tiktoken`` and ``emu3_vision_tokens.txt``.
+        image_tokenizer: directory of BAAI/Emu3-VisionTokenizer: ``config.json``, ``preprocessor_config.json``
+            and weights in safetensors.
+        out: the directory to make.
+        dtype: of the stored language model. The image tokenizer is stored in float32, as the authors run it.
+
+    Raises:
+        ZipARError: a file that is missing, damaged, or not what it should be, directories that do not belong
+            together, or ``out`` exists. Nothing is written then.
+    """
+    settings = _settings(model, "Emu3", "a language model of Emu3, such as BAAI/Emu3-Gen")
+    vision = _settings(image_tokenizer, "Emu3VisionVQ", "an image tokenizer of Emu3: BAAI/Emu3-VisionTokenizer")
+    vocabulary, merges = read_vocabulary(model)
+    for key, word in NAMED_IDS.items():
+        if settings.get(key) != vocabulary.get(word):
+            raise ZipARError(
+                f"{model}: {key} is {settings.get(key)}, but its vocabulary has {word} as {vocabulary.get(word)}: "
+                "fetch emu3.tiktoken, emu3_vision_tokens.txt and config.json again"
+            )
+    if settings.get("vocab_size") != len(vocabulary):
+        raise ZipARError(
+            f"{model}: vocab_size is {settings.get('vocab_size')}, but its vocabulary has {len(vocabulary)} words: "
+            "fetch emu3_vision_tokens.txt and config.json again"
+        )
+    if settings.get("rope_scaling") is not None:
+        raise ZipARError(f"{model} scales its rotary embedding, which no published Emu3 does: it is not supported")
+    with build(model), torch.device("meta"):
+        config = _config(settings, vision, vocabulary)
+        network = Emu3ForConditionalGeneration(config)
+        Emu3(network)  # checks the vocabulary
+    vision_tensors = _sources(image_tokenizer, VISION_NAMES, network.model.vqmodel)
+    network.model.vqmodel = None
+    text_tensors = _sources(model, TEXT_NAMES, network)
+    try:
+        with new_directory(out) as scratch:
+            _save_weights(text_tensors, vision_tensors, scratch, dtype)
+            config.dtype = dtype
+            config.architectures = [Emu3ForConditionalGeneration.__name__]
+            config.save_pretrained(scratch)
+            ids = {key: settings[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+            GenerationConfig(do_sample=True, top_k=2048, **ids).save_pretrained(scratch)
+            _processor(image_tokenizer, vocabulary, merges).save_pretrained(scratch)
+    except (OSError, SafetensorError) as error:
+        raise ZipARError(f"{out} cannot be written: {error}") from error
+
+
+def read_vocabulary(directory: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """The vocabulary of the published tokenizer, and the merges of its byte pairs, as transformers writes them.
+
+    ``emu3.tiktoken`` ranks words, sequences of bytes in base 64: of two neighbours whose union has a rank, those of
+    the least one are merged first. The words of ``emu3_vision_tokens.txt`` are whole.
+
+    Raises:
+        ZipARError: a file is missing or damaged.
+    """
+    ranked, named = directory / "emu3.tiktoken", directory / "emu3_vision_tokens.txt"
+    for path in (ranked, named):
+        if not path.is_file():
+            raise ZipARError(f"{path} is missing: fetch it from where the model is published")
+    try:
+        pairs = [line.split() for line in ranked.read_bytes().splitlines() if line]
+        ranks = {base64.b64decode(word, validate=True): int(rank) for word, rank in pairs}
+        whole = [*SPECIAL, *named.read_text(encoding="utf-8").split("\n")]
+    except ValueError as error:
+        raise ZipARError(f"{ranked} or {named} is damaged ({error}): fetch them again") from error
+    if sorted(ranks.values()) != list(range(len(ranks))):
+        raise ZipARError(f"{ranked} is damaged: its ranks are not 0 to {len(ranks) - 1}, fetch it again")
+    letters = bytes_to_unicode()
+    spelt = {word: "".join(letters[byte] for byte in word) for word in ranks}
+    merges = [
+        (spelt[word[:cut]], spelt[word[cut:]])
+        for word in sorted(ranks, key=ranks.__getitem__)
+        for cut in range(1, len(word))
+        if word[:cut] in ranks and word[cut:] in ranks
+    ]
+    vocabulary = {spelt[word]: rank for word, rank in ranks.items()}
+    for word in filter(None, map(str.strip, whole)):
+        vocabulary[word] = len(vocabulary)
+    return vocabulary, merges
+
+
+def _settings(directory: Path, kind: str, wanted: str) -> dict[str, Any]:
+    settings = read_config(directory)
+    if settings.get("model_type") != kind:
+        raise ZipARError(f"{directory} holds a model of type {settings.get('model_type')!r}: give {wanted}")
+    return settings
+
+
+def _config(settings: dict[str, Any], vision: dict[str, Any], vocabulary: dict[str, int]) -> Emu3Config:
+    text_config = {name: settings[name] for name in TEXT_SETTINGS}
+    text_config["rope_parameters"] = {"rope_type": "default", "rope_theta": settings["rope_theta"]}
+    vq_config = {name: vision[published] for published, name in VISION_SETTINGS.items()}
+    vq_config["hidden_size"] = vision["ch"] * vision["ch_mult"][-1]
+    return Emu3Config(text_config=text_config, vq_config=vq_config, vocabulary_map=vocabulary)
+
+
+def _processor(image_tokenizer: Path, vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Emu3Processor:
+    # the published tokenizer splits text and normalises it as that of Qwen2 does
+    tokenizer = Qwen2Tokenizer(
+        vocabulary,
+        merges,  # type: ignore[arg-type]  # pairs, as it does take them
+        bos_token=BEFORE_IMAGE[0],
+        eos_token=AFTER_IMAGE[2],
+        pad_token=PADDING,
+        padding_side="left",
+        extra_special_tokens={
+            "image_token": IMAGE,
+            "boi_token": BEFORE_IMAGE[1],
+            "image_wrapper_token": BEFORE_IMAGE[2],
+            "eof_token": AFTER_IMAGE[0],
+            "eoi_token": AFTER_IMAGE[1],
+        },
+    )
+    first = vocabulary[PADDING]
+    tokenizer.add_tokens([word for word, i in vocabulary.items() if i >= first], special_tokens=True)
+    settings = read_config(image_tokenizer, "preprocessor_config.json")
+    kept = ("image_mean", "image_std", "min_pixels", "max_pixels", "spatial_factor")
+    return Emu3Processor(Emu3ImageProcessor(**{key: settings[key] for key in kept if key in settings}), tokenizer)
+
+
+def _sources(directory: Path, names: tuple[tuple[str, str], ...], module: nn.Module) -> dict[str, Source]:
+    """The tensors of a directory, by transformers' names.
+
+    Raises:
+        ZipARError: a file is missing or damaged, or the tensors are not those of ``module``.
+    """
+    index = directory / "model.safetensors.index.json"
+    files = ["model.safetensors"]
+    if index.is_file():
+        weight_map = read_config(directory, index.name).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ZipARError(f"{index} names no files: fetch it again")
+        files = sorted(set(weight_map.values()))
+    sources = {}
+    for path in (directory / file for file in files):
+        with _open(path) as tensors:
+            for published in tensors.keys():  # noqa: SIM118  # no dict
+                name = published
+                for pattern, replacement in names:
+                    name = re.sub(pattern, replacement, name)
+                shape = tuple(tensors.get_slice(published).get_shape())
+                if re.search(r"attn.*_proj\.weight$", name) and shape[2:] == (1, 1):
+                    shape = shape[:2]  # convolutions of one pixel, linear layers in transformers
+                sources[name] = Source(path, published, shape)
+    check_tensors(
+        {name: torch.empty(source.shape, device="meta") for name, source in sources.items()}, module, directory
+    )
+    return sources
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    if not path.is_file():
+        raise ZipARError(f"{path} is missing: fetch it from where the model is published")
+    try:
+        with safe_open(path, "pt") as tensors:
+            yield tensors
+    except SafetensorError as error:
+        raise ZipARError(f"{path} is damaged ({error}): fetch it again") from error
+
+
+def _save_weights(text: dict[str, Source], vision: dict[str, Source], directory: Path, dtype: torch.dtype) -> None:
+    """Write the tensors file by file, so that no more than one file is held in memory."""
+    kept = {f"model.vqmodel.{name}": source for name, source in vision.items()}
+    paths = sorted({source.path for source in (*text.values(), *kept.values())})
+    places: dict[str, str] = {}
+    total = 0
+    for number, path in enumerate(paths, 1):
+        file = f"model-{number:05}-of-{len(paths):05}.safetensors"
+        tensors: dict[str, Tensor] = {}
+        with _open(path) as stored:
+            for name, source in (text | kept).items():
+                if source.path == path:
+                    tensor = stored.get_tensor(source.name).reshape(source.shape)
+                    wanted = torch.float32 if name in kept else dtype
+                    tensors[name] = tensor.to(wanted) if tensor.is_floating_point() else tensor
+        save_file(tensors, directory / file, {"format": "pt"})
+        places |= dict.fromkeys(tensors, file)
+        total += sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

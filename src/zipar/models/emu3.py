@@ -1,0 +1,204 @@
+"""Emu3-Gen (Wang et al., "Emu3: Next-Token Prediction is All You Need", arXiv 2409.18869).
+
+One Llama over text and images: a prompt, the size of the image in words, then its rows with an end-of-line token
+after each. The modules are transformers' ``Emu3ForConditionalGeneration``.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import Emu3Config, Emu3ForConditionalGeneration, Emu3Processor
+
+from zipar.checkpoints.files import build
+from zipar.checkpoints.pretrained import load_model, load_processor
+from zipar.decoding.engine import Prefix
+from zipar.decoding.sampling import Sampling
+from zipar.errors import ZipARError
+from zipar.grid import TokenGrid
+from zipar.models.backbone import TransformersModel
+
+POSITIVE_PROMPT = " masterpiece, film grained, best quality."
+"""The authors end every prompt so."""
+NEGATIVE_PROMPT = (
+    "lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, cropped, worst quality, "
+    "low quality, normal quality, jpeg artifacts, signature, watermark, username, blurry."
+)
+"""What the authors steer away from."""
+
+BEFORE_IMAGE = ("<|extra_203|>", "<|image start|>", "<|image token|>")
+"""Begin of sequence, begin of image, and what stands between the size and the first row."""
+ROW_END = "<|extra_200|>"
+AFTER_IMAGE = ("<|extra_201|>", "<|image end|>", "<|extra_204|>")
+"""End of frame, end of image, end of sequence."""
+
+SIDE = 720
+"""Pixels: the square root of the area that images were trained at."""
+
+
+class Emu3(TransformersModel):
+    """Text-conditional Emu3. Tokens are codebook indices, and after them row end, frame end, image end, sequence end.
+
+    Neither the whole vocabulary nor a constraint on it is needed: guidance works on differences of logits and
+    filters on their order, so what is left of either, once all but visual tokens are ruled out, is the same.
+    """
+
+    family = "emu3"
+
+    def __init__(self, model: Any, processor: Any = None) -> None:
+        """``model`` is an ``Emu3ForConditionalGeneration``; only prompts need its ``Emu3Processor``.
+
+        Raises:
+            ZipARError: the vocabulary does not fit the codebook, or the processor does not fit the vocabulary.
+        """
+        super().__init__(model, model.model.text_model)
+        self.processor = processor
+        self.defaults = Sampling(guidance_scale=3.0, top_k=2048)
+        self.codebook_size: int = model.config.vq_config.codebook_size
+        self.downsampling: int = model.model.vqmodel.spatial_scale_factor
+        self.image_size = (SIDE // self.downsampling * self.downsampling,) * 2
+        visual, known = _vocabulary(model.config, model.vocabulary_mapping.img2bpe)
+        if processor is not None:
+            held = model.config.vocabulary_map
+            for name in BEFORE_IMAGE:
+                if processor.tokenizer.convert_tokens_to_ids(name) != held[name]:
+                    raise ZipARError(f"the tokenizer does not fit this Emu3: it does not know {name} as {held[name]}")
+        self.ids: Tensor
+        self.register_buffer("ids", torch.tensor(visual + known, device=self.device), persistent=False)
+        contiguous = visual == list(range(visual[0], visual[0] + len(visual)))
+        self._visual = slice(visual[0], visual[-1] + 1) if contiguous else None
+
+    @classmethod
+    def load(cls, directory: Path, dtype: torch.dtype, device: torch.device) -> "Emu3":
+        processor = load_processor(Emu3Processor, directory)
+        model = load_model(Emu3ForConditionalGeneration, directory, dtype)
+        model.model.vqmodel.float()  # as the authors run it, whatever the decoder's
+        return cls(model.to(device), processor).eval().requires_grad_(False)
+
+    @classmethod
+    def outline(cls, directory: Path) -> "Emu3":
+        """The model without its weights, on the meta device.
+
+        Raises:
+            ZipARError: the config is damaged.
+        """
+        with build(directory), torch.device("meta"):
+            return cls(Emu3ForConditionalGeneration(Emu3Config.from_pretrained(directory, local_files_only=True)))
+
+    def grid(self, height: int, width: int) -> TokenGrid:
+        step, limit = self.downsampling, self.decoder.config.max_position_embeddings
+        if min(height, width) < step or height % step or width % step:
+            raise ZipARError(
+                f"Emu3 makes no images of {height}x{width} pixels (height x width): both must be multiples of {step}, "
+                "such as 720x720 or 544x960"
+            )
+        row_end, *end = range(self.codebook_size, len(self.ids))
+        grid = TokenGrid(height // step, width // step, row_end=row_end, frame_end=tuple(end))
+        if grid.slots > limit:
+            raise ZipARError(
+                f"an image of {height}x{width} pixels (height x width) takes {grid.slots} tokens, but this Emu3 reads "
+                f"{limit} at most: make it smaller (it was trained on about {SIDE}x{SIDE} pixels)"
+            )
+        return grid
+
+    def prefix(
+        self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, guided: bool, grid: TokenGrid
+    ) -> Prefix:
+        if negative_prompts is not None and not guided:
+            raise ZipARError("a negative prompt does nothing at guidance scale 1: raise the scale or leave it out")
+        if self.processor is None:
+            raise ZipARError("this Emu3 has no processor to read prompts with: make it as Emu3(model, processor)")
+        texts = [prompt.removesuffix(POSITIVE_PROMPT) + POSITIVE_PROMPT for prompt in prompts]
+        if guided:
+            texts += negative_prompts or [NEGATIVE_PROMPT] * len(prompts)
+        inputs = self.processor(
+            text=texts,
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+            return_for_image_generation=True,
+            ratio=f"{grid.columns}:{grid.rows}",
+            image_area=grid.tokens * self.processor.downsample_ratio**2,
+        )
+        length, limit = inputs["input_ids"].shape[1], self.decoder.config.max_position_embeddings
+        if length + grid.slots > limit:
+            raise ZipARError(
+                f"a prompt of {length} tokens leaves no room for an image of {grid.slots}, for this Emu3 reads {limit} "
+                "at most: shorten the prompt, or make the image smaller"
+            )
+        return self.prompt(inputs["input_ids"], inputs["attention_mask"])
+
+    def prompt(self, input_ids: Tensor, attention_mask: Tensor) -> Prefix:
+        """The prefix of prompts that are token ids already, int64 (rows, length) each, padded on the left."""
+        embeddings = self.decoder.get_input_embeddings()(input_ids.to(self.device))
+        return Prefix(embeddings, attention_mask.to(self.device).bool())
+
+    def grid_of(self, input_ids: Tensor) -> TokenGrid:
+        """The grid that prompts ask for, int64 (rows, length) that end with the size of the image in words.
+
+        Raises:
+            ZipARError: a prompt names no size, or another one than the others.
+        """
+        held = self.model.config.vocabulary_map
+        begin, end = held[BEFORE_IMAGE[1]], held[BEFORE_IMAGE[2]]
+        names = {token: name for name, token in held.items()}
+        sizes: set[str] = set()
+        for row in input_ids.tolist():
+            start = len(row) - row[::-1].index(begin) if begin in row else 0
+            words = "".join(names[token] for token in row[start:-1])
+            sizes.add(words if start and row[-1] == end and re.fullmatch(r"[1-9]\d*\*[1-9]\d*", words) else "")
+        if len(sizes) != 1 or "" in sizes:
+            raise ZipARError(
+                "the prompts should all end with one size of an image: make them with return_for_image_generation=True"
+            )
+        rows, columns = map(int, sizes.pop().split("*"))
+        return self.grid(rows * self.downsampling, columns * self.downsampling)
+
+    def vocabulary_ids(self, tokens: Tensor) -> Tensor:
+        """Tokens as sequences hold them -> ids of the vocabulary, both int64 of one shape."""
+        return self.ids[tokens]
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        embedded: Tensor = self.decoder.get_input_embeddings()(self.vocabulary_ids(tokens))
+        return embedded
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        rows = self.ids[: self.codebook_size] if self._visual is None else self._visual
+        return F.linear(hidden, self.model.lm_head.weight[rows]).float()
+
+    def codes(self, tokens: Tensor) -> Tensor:
+        return tokens
+
+    def pixels(self, tokens: Tensor) -> Tensor:
+        # one at a time, for the image tokenizer decodes each as a video of several frames
+        images = torch.cat([self.model.model.vqmodel.decode(image[None]) for image in tokens])
+        normalised = None if self.processor is None else self.processor.image_processor
+        mean, std = (0.5, 0.5) if normalised is None else (normalised.image_mean, normalised.image_std)
+        shift, scale = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (mean, std))
+        pixels = (images.float() * scale + shift) * 255
+        return pixels.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def _vocabulary(config: Any, visual: dict[int, int]) -> tuple[list[int], list[int]]:
+    """The ids of the visual tokens, by codebook index, and those of the known tokens of an image.
+
+    Raises:
+        ZipARError: they are not all there.
+    """
+    held, size = config.vocabulary_map, config.vq_config.codebook_size
+    if visual.keys() != set(range(size)):
+        raise ZipARError(f"this Emu3 names {len(visual)} visual tokens, but its codebook holds {size}")
+    known = (ROW_END, *AFTER_IMAGE)
+    if lacking := [name for name in (*BEFORE_IMAGE, *known) if name not in held]:
+        raise ZipARError(f"the vocabulary_map of this Emu3 lacks {', '.join(lacking)}")
+    ids = [visual[code] for code in range(size)], [held[name] for name in known]
+    if max(map(max, ids)) >= config.text_config.vocab_size:
+        raise ZipARError(
+            f"the vocabulary_map of this Emu3 goes up to {max(map(max, ids))}, but it has "
+            f"{config.text_config.vocab_size} embeddings"
+        )
+    return ids
