@@ -26,7 +26,7 @@ class Unconditional:
     """A model whose distribution is the same everywhere."""
 
     def __init__(self, model):
-        self.model, self.cache_shape = model, model.cache_shape
+        self.model, self.layers = model, model.layers
 
     def prefill(self, *arguments):
         return self.model.prefill(*arguments) * 0 + torch.arange(50) * 0.1

@@ -50,7 +50,7 @@ def test_guesses_that_come_true_save_passes(tiny_models, window):
     model = tiny_models.by_class
 
     class Constant:
-        cache_shape = model.cache_shape
+        layers = model.layers
 
         def prefill(self, *arguments):
             return self.flat(model.prefill(*arguments))

@@ -33,7 +33,7 @@ def negative_log_likelihood(
     """
     device, dtype = prefix.embeddings.device, prefix.embeddings.dtype
     rows, length = prefix.valid.shape
-    cache = SlotCache(model.cache_shape, rows, length, grid.slots, dtype, device)
+    cache = SlotCache(model.layers, length, grid.slots, device)
     slots = torch.arange(grid.slots, device=device)
     free = torch.zeros(grid.slots, dtype=torch.bool, device=device)
     free[grid.free().flatten().to(device)] = True
