@@ -20,12 +20,12 @@ from torch import Tensor
 
 import zipar
 from decoding import machine
-from zipar.decoding.cache import SlotCache
-from zipar.decoding.engine import additive, decode
+from zipar.decoding.engine import decode
 from zipar.decoding.raster import Raster
-from zipar.decoding.sampling import Sampling, guide
+from zipar.decoding.sampling import Sampling
 from zipar.decoding.strategy import Strategy
 from zipar.decoding.zipar import ZipAR
+from zipar.evaluation.fidelity import negative_log_likelihood
 from zipar.models.base import VisualModel
 
 
@@ -70,22 +70,9 @@ CHOICES: dict[str, tuple[type[ZipAR], str]] = {
 def nll(model: VisualModel, prompts: list[str], strategy: Strategy, seeds: list[int], sampling: Sampling) -> np.ndarray:
     """Mean negative log-likelihood of each image's tokens under full raster context, (images,), in nats a token."""
     grid = model.grid(*model.image_size)
-    prefix = model.prefix(prompts, None, sampling.guided)
+    prefix = model.prefix(prompts, None, sampling.guided, grid)
     tokens = decode(model, prefix, grid, strategy, sampling, seeds).tokens
-    rows, length = prefix.valid.shape
-    cache = SlotCache(model.layers, length, grid.slots, model.device)
-    seen = torch.ones(length, length, dtype=torch.bool).tril() & prefix.valid[:, None] | torch.eye(length).bool()
-    first = model.prefill(prefix, cache, additive(seen, model.dtype))
-    slots = torch.arange(grid.slots - 1)[None]
-    cache.place(slots, grid.slots - 1)
-    causal = torch.ones(grid.slots - 1, grid.slots - 1, dtype=torch.bool).tril().expand(rows, -1, -1)
-    seen = torch.cat([prefix.valid[:, None].expand(-1, grid.slots - 1, -1), causal], dim=-1)
-    fed = tokens[:, :-1].repeat(2 if sampling.guided else 1, 1)
-    logits = torch.cat([first, model.step(fed, slots, prefix.valid.sum(1), cache, additive(seen, model.dtype))], dim=1)
-    if sampling.guided:
-        logits = guide(logits, sampling.guidance_scale)
-    chosen = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
-    return -chosen.mean(1).double().numpy()
+    return negative_log_likelihood(model, prefix, grid, tokens, sampling).cpu().numpy()
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from matplotlib import pyplot as plt
 import scenes
 import training
 import zipar
+from zipar.cli import strategies
 from zipar.evaluation.accuracy import paired_difference, verdicts, wilson
 from zipar.evaluation.fid import Moments, frechet_distance, interval, resample
 from zipar.evaluation.judge import Judge
@@ -37,22 +38,6 @@ class Generated:
     """int32 (n, rows, columns)."""
     forward_passes: np.ndarray
     """int64 (n,): of the batch that each image was in."""
-
-
-def parse_strategy(spec: str) -> zipar.Strategy:
-    """``raster``, ``zipar:WINDOW`` or ``zipar:WINDOW:FIRST_ROW``.
-
-    Raises:
-        ValueError: anything else.
-    """
-    match spec.split(":"):
-        case ["raster"]:
-            return zipar.Raster()
-        case ["zipar", window]:
-            return zipar.ZipAR(int(window))
-        case ["zipar", window, first_row]:
-            return zipar.ZipAR(int(window), first_row=first_row)  # type: ignore[arg-type]
-    raise ValueError(f"strategy {spec!r} is none of raster, zipar:WINDOW, zipar:WINDOW:FIRST_ROW")
 
 
 def prompt(seed: int, index: int) -> str:
@@ -86,7 +71,7 @@ def generate(
         part = prompts[first : first + batch]
         path = folder / f"{first}-{first + len(part)}.npz"
         if not path.exists():
-            out = pipe(part, strategy=parse_strategy(spec), seed=seed + first, **sampling)  # type: ignore[arg-type]
+            out = pipe(part, strategy=strategies.parse(spec), seed=seed + first, **sampling)  # type: ignore[arg-type]
             images = np.stack([np.asarray(image) for image in out.images])
             passes = np.full(len(part), out.stats.forward_passes)
             scratch = path.with_suffix(".tmp")
@@ -213,8 +198,8 @@ def main() -> None:
     specs = list(dict.fromkeys(["raster", *args.strategies]))
     try:
         for spec in specs:
-            parse_strategy(spec)
-    except ValueError as error:
+            strategies.parse(spec)
+    except zipar.ZipARError as error:
         parser.error(str(error))
 
     directory = auto.find(args.model)
