@@ -1,0 +1,61 @@
+"""Fidelity against a plain forward over prompt and image."""
+
+import pytest
+import torch
+
+from zipar import Raster, Sampling, TokenGrid, ZipAR
+from zipar.decoding.engine import additive, decode
+from zipar.evaluation.fidelity import negative_log_likelihood
+
+TEXTS = ["a red fox in the snow", "fox", "two small birds"]
+GRIDS = {"plain": TokenGrid(4, 5), "row and frame ends": TokenGrid(3, 3, frames=2, row_end=7, frame_end=(8, 9))}
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(2.5, temperature=0.7, top_k=20), Sampling(temperature=0)])
+@pytest.mark.parametrize("chunk", [1024, 4])
+def test_equals_one_plain_forward(tiny_models, grid, sampling, chunk):
+    model = tiny_models.by_text
+    with torch.inference_mode():
+        prefix = model.prefix(TEXTS, None, sampling.guided, grid)
+        tokens = decode(model, prefix, grid, ZipAR(2), sampling, [1, 2, 3]).tokens
+        found = negative_log_likelihood(model, prefix, grid, tokens, sampling, chunk)
+        for image, text in enumerate(TEXTS):
+            branches = []
+            alone = model.prefix([text], None, sampling.guided, grid)
+            for embeddings in alone.embeddings:
+                hidden = torch.cat([embeddings, model.decoder.tok_embeddings(tokens[image, :-1])])[None]
+                length = hidden.shape[1]
+                rotary = torch.cat(
+                    [torch.zeros(len(embeddings), model.rotary.shape[1]), model.rotary[: grid.slots - 1]]
+                )[None]
+                seen = torch.ones(1, length, length, dtype=torch.bool).tril()
+                states = model.decoder(hidden, rotary, additive(seen, hidden.dtype))
+                branches.append(model.decoder.output(states)[0, len(embeddings) - 1 :])
+            logits = branches[0]
+            if sampling.guided:
+                logits = branches[1] + sampling.guidance_scale * (branches[0] - branches[1])
+            scores = (logits / (sampling.temperature or 1)).log_softmax(-1)
+            free = grid.free().flatten()
+            expected = -scores[free, tokens[image, free]].double().mean()
+            torch.testing.assert_close(found[image], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_raster_samples_are_as_likely_as_the_model_is_sure(tiny_models):
+    """Greedy tokens are the likeliest of all, so nothing else can have a lower figure."""
+    model, grid = tiny_models.by_text, TokenGrid(4, 5)
+    greedy, free = Sampling(temperature=0), Sampling()
+    with torch.inference_mode():
+        prefix = model.prefix(TEXTS, None, False, grid)
+        figures = {
+            name: negative_log_likelihood(
+                model, prefix, grid, decode(model, prefix, grid, strategy, sampling, [1, 2, 3]).tokens, free
+            ).mean()
+            for name, strategy, sampling in (
+                ("greedy", Raster(), greedy),
+                ("raster", Raster(), free),
+                ("zipar", ZipAR(1), free),
+            )
+        }
+    assert figures["greedy"] < figures["raster"]
+    assert figures["greedy"] < figures["zipar"]
