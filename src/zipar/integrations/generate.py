@@ -4,17 +4,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
-from transformers.generation import (
+from transformers import (
     EosTokenCriteria,
-    GenerateDecoderOnlyOutput,
+    GenerationConfig,
+    LogitsProcessorList,
     MaxLengthCriteria,
     PrefixConstrainedLogitsProcessor,
+    PreTrainedModel,
+    StoppingCriteriaList,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
+from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from zipar.decoding.engine import decode
 from zipar.decoding.sampling import Sampling
@@ -85,7 +88,9 @@ def generate(
     tokens = decode(visual, prefix, grid, strategy or ZipAR(), sampling, seeds).tokens
     # cloned: autograd refuses tensors made in inference mode, and the caller may not be in it
     sequences = family.write(visual, call, tokens.clone()).to(input_ids)
-    return GenerateDecoderOnlyOutput(sequences=sequences) if generation_config.return_dict_in_generate else sequences
+    if generation_config.return_dict_in_generate:
+        return GenerateDecoderOnlyOutput(sequences=sequences)  # type: ignore[arg-type]
+    return sequences
 
 
 def refusal(name: str, value: Any) -> ZipARError:
@@ -107,7 +112,7 @@ def _negative(processors: list[Any]) -> tuple[Tensor | None, Tensor | None]:
     """``negative_prompt_ids`` and their mask, which transformers hands over inside a processor."""
     for processor in processors:
         if isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor):
-            context = processor.unconditional_context
+            context: dict[str, Any] = processor.unconditional_context
             return context["input_ids"], context["attention_mask"]
     return None, None
 

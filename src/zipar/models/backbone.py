@@ -91,7 +91,7 @@ class TransformersModel(VisualModel):
         """Where prompts go in; under a device map, where the hook of the embeddings wants them."""
         embeddings: Any = self.decoder.get_input_embeddings()
         place = getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None)
-        return embeddings.weight.device if place is None else torch.device(place)
+        return torch.device(embeddings.weight.device if place is None else place)
 
     def prefill(self, prefix: Prefix, cache: SlotCache, mask: Tensor) -> Tensor:
         positions = (prefix.valid.long().cumsum(1) - 1).clamp(min=0)

@@ -25,6 +25,7 @@ class Janus(TransformersModel):
     """Janus or Janus-Pro: prompts are sentences."""
 
     family = "janus"
+    model: Any
 
     def __init__(self, model: Any, processor: Any = None) -> None:
         """``model`` is a ``JanusForConditionalGeneration``; only prompts need its ``JanusProcessor``."""
