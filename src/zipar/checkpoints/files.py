@@ -153,6 +153,18 @@ def read_tokenizer(path: Path) -> Tokenizer:
         raise ZipARError(f"{path} is no tokenizer that can be read: {str(error).splitlines()[0]}") from error
 
 
+_COMPLAINTS = (
+    TypeError,
+    KeyError,
+    ValueError,
+    AttributeError,
+    OSError,
+    RuntimeError,
+    safetensors.SafetensorError,
+    StrictDataclassError,  # of transformers' configs
+)
+
+
 @contextmanager
 def build(source: Path) -> Iterator[None]:
     """Turn what libraries raise over a bad checkpoint into one clear error.
@@ -164,10 +176,7 @@ def build(source: Path) -> Iterator[None]:
         yield
     except ZipARError:
         raise
-    except (
-        *(TypeError, KeyError, ValueError, AttributeError, OSError, RuntimeError),
-        *(safetensors.SafetensorError, StrictDataclassError),
-    ) as error:
+    except _COMPLAINTS as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ZipARError(f"{source} is no checkpoint that can be read: {reason[0]}") from error
 

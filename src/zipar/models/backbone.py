@@ -92,7 +92,8 @@ class TransformersModel(VisualModel):
 
     @property
     def device(self) -> torch.device:
-        return self.decoder.get_input_embeddings().weight.device
+        weight: Any = self.decoder.get_input_embeddings().weight
+        return weight.device
 
     def prefill(self, prefix: Prefix, cache: SlotCache, mask: Tensor) -> Tensor:
         positions = (prefix.valid.long().cumsum(1) - 1).clamp(min=0)
