@@ -12,7 +12,7 @@ from zipar.image_tokenizers.vq import VQConfig, VQModel
 from zipar.models.llamagen import LlamaGen, LlamaGenConfig, Transformer
 from zipar.prompts import PromptVocabulary
 
-logging.disable_progress_bar()  # the command line does so before it imports transformers, too late in these tests
+logging.disable_progress_bar()  # of fixtures that save models
 
 VOCABULARY = PromptVocabulary(
     attributes={

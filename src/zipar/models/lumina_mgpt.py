@@ -79,6 +79,7 @@ class Chameleon(TransformersModel):
                 f"the image decoder makes {image_tokenizer.config.downsampling} pixels of a token's side: "
                 f"a Chameleon needs {TOKEN_SIDE}"
             )
+        self.code_of: Tensor
         self.register_buffer("code_of", ids.argsort().to(self.device), persistent=False)
         self.start, self.end = self.id_of("<racm3:break>"), self.id_of("<eoss>")
         self.beginning, self.turn_end = self.id_of("<s>"), self.id_of("<reserved08706>")
@@ -90,9 +91,9 @@ class Chameleon(TransformersModel):
             read_tensors(directory / "image_tokenizer.safetensors", image_tokenizer), assign=True
         )
         tokenizer = read_tokenizer(directory / "tokenizer.json")
-        model = load_weights(directory / "decoder", dtype).to(device)
+        model: Any = load_weights(directory / "decoder", dtype)
         image_tokenizer = image_tokenizer.to(device, torch.float32)  # as the authors run it
-        return cls(model, tokenizer, image_tokenizer, **settings).eval().requires_grad_(False)
+        return cls(model.to(device), tokenizer, image_tokenizer, **settings).eval().requires_grad_(False)
 
     @classmethod
     def outline(cls, directory: Path) -> "Chameleon":
