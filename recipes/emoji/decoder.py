@@ -1,4 +1,4 @@
-"""Trains the decoder on prompts and tokens of random scenes; then on its own mistakes, so that it recovers from them."""
+"""Trains the decoder on prompts and tokens of random scenes; then on its own mistakes, to recover from them."""
 
 import argparse
 
