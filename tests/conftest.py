@@ -41,13 +41,12 @@ def _words(prompts):
 
 @pytest.fixture(scope="session")
 def tiny_models():
-    """Random LlamaGens of 6 x 6 tokens with grouped heads: of a class, of text, and one that attends to the text."""
+    """Random LlamaGens of 6 x 6 tokens with grouped heads: of a class, and of text."""
     torch.manual_seed(0)
     shape = {"layers": 2, "heads": 4, "kv_heads": 2, "dim": 32, "vocab_size": 50, "grid_side": 6, "multiple_of": 16}
     by_class = Transformer(LlamaGenConfig(classes=10, **shape))
     by_text = Transformer(LlamaGenConfig(caption_dim=16, prefix_length=8, **shape))
-    attending = Transformer(LlamaGenConfig(caption_dim=16, prefix_length=8, attend_to_prefix=True, **shape))
-    for decoder in by_class, by_text, attending:
+    for decoder in by_class, by_text:
         for name, weight in decoder.named_parameters():
             if not name.endswith("norm.weight"):
                 torch.nn.init.normal_(weight, std=0.3)
@@ -56,7 +55,6 @@ def tiny_models():
     models = SimpleNamespace(
         by_class=LlamaGen(by_class, image_tokenizer),
         by_text=LlamaGen(by_text, image_tokenizer, text_encoder, _words),
-        attending=LlamaGen(attending, image_tokenizer, text_encoder, _words),
     )
     for model in vars(models).values():
         model.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Trains the decoder on prompts and tokens of random scenes."""
+"""Trains the decoder on prompts and tokens of random scenes; then on its own mistakes, to recover from them."""
 
 import argparse
 
@@ -6,13 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import artwork
 import scenes
 import text
 import text_encoder
 import training
 from image_tokenizer import CONFIG as IMAGE_TOKENIZER
-from zipar.image_tokenizers.vq import VQModel
 from zipar.models.llamagen import LlamaGenConfig, Transformer, prefix_rotary, rotary_2d
 
 CONFIG = LlamaGenConfig(
@@ -24,13 +22,13 @@ CONFIG = LlamaGenConfig(
     caption_dim=text_encoder.WIDTH,
     grid_side=16,
     multiple_of=32,
-    attend_to_prefix=True,
 )
 PROMPT_DROPOUT = 0.1  # how often the prompt is left out, for classifier-free guidance
 # Half of the pictures are seen through a mask: half of those wholly hidden, of the others a random share of the tokens.
 # Otherwise the object's name is worth next to nothing, for a few tokens give the object away, and it is hardly learned.
 MASKED_PICTURES = 0.5
 WHOLLY_MASKED = 0.5
+OWN_TEMPERATURE = 1.5  # of the tokens that it draws itself in the second part
 
 
 class TextToImage(nn.Module):
@@ -51,7 +49,7 @@ class TextToImage(nn.Module):
         nn.init.zeros_(self.decoder.output.weight)
 
     def forward(self, words: Tensor, valid: Tensor, dropped: Tensor, tokens: Tensor, hidden: Tensor) -> Tensor:
-        """Logits (batch, slots, vocabulary) of ``tokens`` (batch, slots), given left-padded prompts.
+        """Logits (batch, slots, vocabulary) of each token after those in ``tokens`` (batch, slots) and the prompt.
 
         ``dropped`` (batch,) prompts count as absent; ``hidden`` (batch, slots) tokens are not shown to later ones.
         """
@@ -71,9 +69,22 @@ class TextToImage(nn.Module):
         return self.decoder.output(states[:, valid.shape[1] - 1 :])
 
 
+def make_optimizers(model: TextToImage, muon_rate: float, adam_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices between embeddings and output, Adam for the rest."""
+    parts = (model.decoder.layers, model.decoder.cls_embedding.cap_proj)
+    matrices = [weight for part in parts for weight in part.parameters() if weight.ndim == 2]
+    chosen = {id(weight) for weight in matrices}
+    others = [weight for weight in model.parameters() if id(weight) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=muon_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Adam(others, lr=adam_rate, betas=(0.9, 0.98)),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--own-steps", type=int, default=1200)
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--muon-rate", type=float, default=2.5e-3)
@@ -81,43 +92,50 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
-    pictures = artwork.load(training.BUILD / "artwork")
-    image_tokenizer = VQModel(IMAGE_TOKENIZER).to(memory_format=torch.channels_last).eval()
-    image_tokenizer.load_state_dict(torch.load(training.BUILD / "image_tokenizer_final.pt", weights_only=True))
+    drawn_from, _ = scenes.split()
+    pictures = torch.load(training.BUILD / "tokens.pt", weights_only=True)
     tokenizer = text.tokenizer(CONFIG.prefix_length)
     model = TextToImage(len(tokenizer))
     model.text_encoder.load_state_dict(torch.load(training.BUILD / "text_encoder_final.pt", weights_only=True))
 
-    def loss_of(step: int) -> Tensor:
-        rng = training.batch_rng(args.seed, step)
-        batch, pixels = training.draw_batch(pictures, rng, args.batch)
-        prompts = [scenes.say(scene, rng)[0] for scene in batch]
+    def loss_of(step: int, own: bool = False) -> Tensor:
+        rng = training.batch_rng(args.seed + 1000 * own, step)
+        chosen = rng.integers(len(drawn_from), size=args.batch)
+        tokens = pictures[chosen].long()
+        prompts = [scenes.say(drawn_from[i], rng)[0] for i in chosen]
         words = tokenizer(prompts, padding=True, truncation=True, return_tensors="pt")
         dropped = torch.from_numpy(rng.random(args.batch) < PROMPT_DROPOUT)
         share = rng.random((args.batch, 1)) + (rng.random((args.batch, 1)) < WHOLLY_MASKED)
         share *= rng.random((args.batch, 1)) < MASKED_PICTURES
         hidden = torch.from_numpy(rng.random((args.batch, CONFIG.grid_side**2)) < share)
-        with torch.no_grad():
-            tokens = image_tokenizer.encode(pixels.contiguous(memory_format=torch.channels_last)).flatten(1)
+        prompt = (words["input_ids"], words["attention_mask"], dropped)
+        shown = tokens
         with torch.autocast("cpu", torch.bfloat16):
-            logits = model(words["input_ids"], words["attention_mask"], dropped, tokens, hidden)
+            if own:
+                with torch.no_grad():
+                    logits = model(*prompt, tokens, hidden).float() / OWN_TEMPERATURE
+                noise = torch.from_numpy(rng.gumbel(size=logits.shape).astype("float32"))
+                replaced = torch.from_numpy(rng.random(tokens.shape) < rng.random((args.batch, 1)))
+                shown = (logits + noise).argmax(-1).where(replaced, tokens)
+            logits = model(*prompt, shown, hidden)
         return F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
 
-    matrices = [
-        w
-        for part in (model.decoder.layers, model.decoder.cls_embedding.cap_proj)
-        for w in part.parameters()
-        if w.ndim == 2
-    ]
-    chosen = {id(w) for w in matrices}
-    others = [w for w in model.parameters() if id(w) not in chosen]
-    optimizers = [
-        torch.optim.Muon(matrices, lr=args.muon_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.Adam(others, lr=args.adam_rate, betas=(0.9, 0.98)),
-    ]
     parameters = sum(w.numel() for w in model.parameters())
     print(f"decoder: {parameters / 1e6:.2f} M parameters, {args.steps * args.batch} pictures", flush=True)
+    optimizers = make_optimizers(model, args.muon_rate, args.adam_rate)
     training.run("decoder", model, optimizers, loss_of, steps=args.steps, decay=0.998, every=50)
+    # Scheduled sampling, in parallel (Mihaylova & Martins, 2019): some tokens of the context are now those that the
+    # model itself would have drawn, and it still has to find the right ones.
+    optimizers = make_optimizers(model, args.muon_rate / 2, args.adam_rate / 2)
+    training.run(
+        "decoder_own",
+        model,
+        optimizers,
+        lambda step: loss_of(step, own=True),
+        steps=args.own_steps,
+        decay=0.99,
+        every=50,
+    )
 
 
 if __name__ == "__main__":

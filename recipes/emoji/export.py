@@ -23,12 +23,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path)
     parser.add_argument("--guidance-scale", type=float, default=2.0)
+    parser.add_argument("--temperature", type=float, default=0.6)
     args = parser.parse_args()
 
     tokenizer = text.tokenizer(CONFIG.prefix_length)
     trained = TextToImage(len(tokenizer))
     # the averaged weights of the newest step, whether the training is done or still goes on
-    trained.load_state_dict(torch.load(training.BUILD / "decoder.pt", weights_only=True)["average"])
+    trained.load_state_dict(torch.load(training.BUILD / "decoder_own.pt", weights_only=True)["average"])
     image_tokenizer = VQModel(IMAGE_TOKENIZER)
     image_tokenizer.load_state_dict(torch.load(training.BUILD / "image_tokenizer_final.pt", weights_only=True))
     model = LlamaGen(
@@ -36,7 +37,7 @@ def main() -> None:
         image_tokenizer,
         trained.text_encoder,
         tokenizer,
-        Sampling(guidance_scale=args.guidance_scale),
+        Sampling(guidance_scale=args.guidance_scale, temperature=args.temperature),
         PromptVocabulary(**text.vocabulary()),
     )
     write(model, args.output, torch.bfloat16)

@@ -3,6 +3,7 @@
 Everything random comes from the generator handed in, so a seed gives the same scenes everywhere.
 """
 
+import itertools
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from artwork import OBJECTS, PACKAGES, Artwork
 
 SIDE = 64
-TOKEN = 4  # pixels of a token's side: objects start at token borders, so equal patches give equal tokens
+TOKEN = 4  # pixels of a token's side; objects start at token borders
 SIZES = {"small": 32, "large": 48}
 COLOURS = {
     "red": (165, 38, 42),
@@ -58,21 +59,21 @@ def sample(rng: np.random.Generator) -> Scene:
     return Scene(**{name: values[rng.integers(len(values))] for name, values in ATTRIBUTES.items()})
 
 
-def draw(scene: Scene, artwork: Artwork, rng: np.random.Generator) -> np.ndarray:
-    """The scene as uint8 pixels (64, 64, 3); ``rng`` varies the exact place."""
+def split(held_out: float = 0.1, seed: int = 0) -> tuple[list[Scene], list[Scene]]:
+    """All scenes there are, in random order: those to train on, and those that no training sees."""
+    every = [Scene(*values) for values in itertools.product(*ATTRIBUTES.values())]
+    order = np.random.default_rng(seed).permutation(len(every))
+    first = round(held_out * len(every))
+    return [every[i] for i in order[first:]], [every[i] for i in order[:first]]
+
+
+def draw(scene: Scene, artwork: Artwork) -> np.ndarray:
+    """The scene as uint8 pixels (64, 64, 3)."""
     canvas = Image.new("RGB", (SIDE, SIDE), COLOURS[scene.background])
     side = SIZES[scene.size]
-    slack = (SIDE - side) // TOKEN  # in tokens
-    spread = slack // 8  # how far, in tokens, the exact place may be from the nominal one
-
-    def place(third: int) -> int:
-        nominal = third * slack // 2
-        low, high = max(0, nominal - spread), min(slack, nominal + spread)
-        return int(rng.integers(low, high + 1)) * TOKEN
-
     picture = artwork[scene.object, scene.style].resize((side, side), Image.Resampling.LANCZOS)
-    column, row = POSITIONS[scene.position]
-    canvas.paste(picture, (place(column), place(row)), picture)
+    column, row = ((SIDE - side) * third // 2 for third in POSITIONS[scene.position])
+    canvas.paste(picture, (column, row), picture)
     return np.asarray(canvas)
 
 

@@ -20,10 +20,12 @@ def batch_rng(seed: int, step: int) -> np.random.Generator:
     return np.random.default_rng((seed, step))
 
 
-def draw_batch(artwork: Artwork, rng: np.random.Generator, size: int) -> tuple[list[scenes.Scene], Tensor]:
-    """``size`` random scenes and their pixels, float32 (size, 3, 64, 64) in [-1, 1]."""
-    batch = [scenes.sample(rng) for _ in range(size)]
-    return batch, to_pixels([scenes.draw(scene, artwork, rng) for scene in batch])
+def draw_batch(
+    drawn_from: list[scenes.Scene], artwork: Artwork, rng: np.random.Generator, size: int
+) -> tuple[list[scenes.Scene], Tensor]:
+    """``size`` scenes of a list and their pixels, float32 (size, 3, 64, 64) in [-1, 1]."""
+    batch = [drawn_from[i] for i in rng.integers(len(drawn_from), size=size)]
+    return batch, to_pixels([scenes.draw(scene, artwork) for scene in batch])
 
 
 def to_pixels(images: list[np.ndarray]) -> Tensor:

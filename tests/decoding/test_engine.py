@@ -24,7 +24,7 @@ from zipar.decoding.strategy import Step
 
 SEEDS = [3, -1, 2**80 + 5]
 TEXTS = ["a red fox in the snow", "fox", "two small birds"]
-PROMPTS = {"by_class": ["4", "0", "9"], "by_text": TEXTS, "attending": TEXTS}
+PROMPTS = {"by_class": ["4", "0", "9"], "by_text": TEXTS}
 PLAIN = TokenGrid(5, 6)
 GRIDS = {
     "square": TokenGrid(4, 4),
@@ -95,8 +95,7 @@ def brute_force(model, prefixes, grid, sampling, seed, window, row_0_first):
             sees[prefix + i, [prefix + j for j in newest.values()]] = True
         slots, fed = torch.tensor([event[:2] for event in events], dtype=torch.int64).view(-1, 2).T
         hidden = torch.cat([embeddings, model.decoder.tok_embeddings(fed)])[None]
-        turn = 1 if model.decoder.config.attend_to_prefix else 0
-        rotary = torch.cat([torch.full((prefix, model.rotary.shape[1]), turn), model.rotary[slots]])[None]
+        rotary = torch.cat([torch.zeros(prefix, model.rotary.shape[1]), model.rotary[slots]])[None]
         return model.decoder.output(model.decoder(hidden, rotary, additive(sees[None], hidden.dtype)))[0]
 
     passes = 0
@@ -142,8 +141,8 @@ def strategies():
         ("by_class", "frames, row and frame ends", 2.5),
         ("by_text", "tall", 2.5),
         ("by_text", "row ends", 2.5),
-        ("attending", "frames", 1.0),
-        ("attending", "wide", 2.5),
+        ("by_text", "frames", 1.0),
+        ("by_text", "wide", 2.5),
     ],
 )
 def test_equals_the_brute_force_decoder(tiny_models, kind, grid, guidance, strategy, window, row_0_first):

@@ -46,9 +46,6 @@ class LlamaGenConfig:
     ffn_dim_multiplier: float | None = None
     rope_base: float = 10000.0
     norm_eps: float = 1e-5
-    attend_to_prefix: bool = False
-    """Let image tokens choose among the tokens of the prefix. The published models cannot: the authors' code
-    zeroes the rotations of the prefix, so that its queries and keys vanish and it is attended to evenly."""
 
     @property
     def head_dim(self) -> int:
@@ -348,8 +345,11 @@ def rotary_2d(side: int, head_dim: int, base: float) -> Tensor:
 
 
 def prefix_rotary(config: LlamaGenConfig, length: int) -> Tensor:
-    """Complex rotations (length, head_dim / 2) of the prefix: none at all, or zeros (see ``attend_to_prefix``)."""
-    return torch.full((length, config.head_dim // 2), complex(config.attend_to_prefix))
+    """Complex rotations (length, head_dim / 2) of the prefix: zeros, as in the authors' code.
+
+    They make the queries and keys of the prefix vanish: image tokens attend to all of it evenly.
+    """
+    return torch.zeros(length, config.head_dim // 2, dtype=torch.complex64)
 
 
 def rotate(x: Tensor, rotary: Tensor) -> Tensor:
