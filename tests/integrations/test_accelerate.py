@@ -294,6 +294,15 @@ def test_custom_generate_names_what_it_cannot_honour(model, decodings, inputs, n
         model.generate(**inputs, custom_generate=zipar.generate, **{"do_sample": True, name: value})
 
 
+def test_custom_generate_names_positions_without_padding_too(model, decodings, inputs):
+    ids = inputs["input_ids"][:1]
+    model.generate(ids, custom_generate=zipar.generate, position_ids=torch.arange(ids.shape[1])[None])
+    for positions in torch.zeros_like(ids), torch.arange(3)[None]:
+        with pytest.raises(ZipARError, match=r"^position_ids \("):
+            model.generate(ids, custom_generate=zipar.generate, position_ids=positions)
+    assert len(decodings) == 1
+
+
 def test_janus_has_no_custom_generate_in_image_mode(model, inputs):
     """If transformers comes to accept one there, ``image_guidance_scale`` can go."""
     with pytest.raises(ValueError, match="custom_generate"):

@@ -73,7 +73,7 @@ def generate(
     processors, criteria = list(logits_processor or ()), list(stopping_criteria or ())
     _check_config(generation_config)
     _check_objects(family, processors, criteria)
-    _check_inputs(model, family, model_kwargs)
+    _check_inputs(model, family, input_ids, model_kwargs)
     if image_guidance_scale is None:
         image_guidance_scale = family.guidance_scale(generation_config)
     sampling = _sampling(generation_config, image_guidance_scale)
@@ -144,15 +144,15 @@ def _check_objects(family: Family, processors: list[Any], criteria: list[Any]) -
             raise refusal("stopping_criteria", type(criterion).__name__)
 
 
-def _check_inputs(model: Any, family: Family, inputs: dict[str, Any]) -> None:
+def _check_inputs(model: Any, family: Family, input_ids: Tensor, inputs: dict[str, Any]) -> None:
     """Raise for inputs of the model other than those that transformers itself prepares from the prompt."""
     mask, cache, positions = inputs.get("attention_mask"), inputs.get("cache"), inputs.get("position_ids")
     if cache is not None and cache.get_seq_length() > 0:
         raise refusal("cache", f"of {cache.get_seq_length()} tokens")
-    if positions is not None and mask is not None:
-        usual = model._prepare_position_ids_for_generation(positions, {"attention_mask": mask})
-        if not positions.equal(usual):
-            raise refusal("position_ids", "not those of the attention mask")
+    if positions is not None:
+        usual = model._prepare_position_ids_for_generation(input_ids, {"attention_mask": mask})
+        if positions.shape[-1] != usual.shape[-1] or bool((positions != usual).any()):
+            raise refusal("position_ids", "other than those that the attention mask tells")
     if inputs.get("mm_encoder_outputs"):
         raise refusal("pixel_values", "an image to read")
     prepared = {"attention_mask", "cache", "logits_to_keep", "mm_encoder_outputs", "position_ids", "use_cache"}
