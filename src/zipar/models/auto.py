@@ -44,6 +44,10 @@ def family(directory: Path) -> type[VisualModel]:
         ZipARError: it is no checkpoint, or its family is not supported.
     """
     kind = read_config(directory).get("model_type")
+    if kind == "Emu3":
+        raise ZipARError(
+            f"{directory} holds an Emu3 in the layout of its authors: `zipar convert emu3` makes it loadable"
+        )
     if kind not in FAMILIES:
         raise ZipARError(
             f"{directory} holds a model of type {kind!r}, which is not supported; supported: {', '.join(FAMILIES)}"
