@@ -363,6 +363,14 @@ def test_pipeline_from_a_directory(checkpoint):
     assert (other.tokens != again.tokens).any()
 
 
+def test_prompts_end_with_rows_and_columns(model):
+    prefix = model.prefix(["fox"], ["blurry"], True, model.grid(12, 6))
+    for text, row, valid in zip(["fox" + POSITIVE_PROMPT, "blurry"], *prefix, strict=True):
+        words = f"<|extra_203|>{text}<|image start|>6*3<|image token|>"
+        ids = torch.tensor(model.processor.tokenizer([words])["input_ids"])
+        assert row[valid].equal(model.prompt(ids, torch.ones_like(ids)).embeddings[0])
+
+
 def test_the_authors_suffix_is_not_repeated(model):
     grid = model.grid(**SIZE)
     plain, suffixed = (model.prefix([text], None, False, grid) for text in ("fox", "fox" + POSITIVE_PROMPT))
@@ -467,9 +475,9 @@ def without(directory, name):
     change(directory, vocabulary_map=config["vocabulary_map"])
 
 
-def shift(directory):
+def shift(directory, places):
     config = json.loads((directory / "config.json").read_text())
-    change(directory, vocabulary_map={name: i + 1 for name, i in config["vocabulary_map"].items()})
+    change(directory, vocabulary_map={name: i + places for name, i in config["vocabulary_map"].items()})
 
 
 def rewrite(directory, edit):
@@ -505,7 +513,8 @@ def rewrite(directory, edit):
         (lambda d: without(d, "<|visual token 000007|>"), "names 39 visual tokens, but its codebook holds 40"),
         (lambda d: without(d, "<|extra_200|>"), r"vocabulary_map of this Emu3 lacks <\|extra_200\|>"),
         (lambda d: change(d, vocabulary_map=None), "holds no Emu3ForConditionalGeneration that can be read"),
-        (lambda d: shift(d), r"the tokenizer does not fit this Emu3: it does not know <\|extra_203\|> as 463"),
+        (lambda d: shift(d, 4), "goes up to 510, but it has 510 embeddings"),
+        (lambda d: shift(d, 1), r"the tokenizer does not fit this Emu3: it does not know <\|extra_203\|> as 463"),
     ],
 )
 def test_damaged_checkpoints(copy, damage, message):

@@ -51,6 +51,10 @@ def family(directory: Path) -> type[VisualModel]:
             f"{directory} holds a Chameleon without its image decoder: `zipar convert lumina-mgpt` and "
             "`zipar convert anole` add it"
         )
+    if kind == "Emu3":
+        raise ZipARError(
+            f"{directory} holds an Emu3 in the layout of its authors: `zipar convert emu3` makes it loadable"
+        )
     if kind not in FAMILIES:
         raise ZipARError(
             f"{directory} holds a model of type {kind!r}, which is not supported; supported: {', '.join(FAMILIES)}"

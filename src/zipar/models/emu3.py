@@ -43,8 +43,8 @@ SIDE = 720
 class Emu3(TransformersModel):
     """Text-conditional Emu3. Tokens are codebook indices, and after them row end, frame end, image end, sequence end.
 
-    Neither the whole vocabulary nor a constraint on it is needed: guidance works on differences of logits and
-    filters on their order, so what is left of either, once all but visual tokens are ruled out, is the same.
+    Logits are those of visual tokens alone. Guidance does not mind, for it takes each token by itself, but for a
+    constant; and temperature and filters come after the constraint that rules out all other tokens.
     """
 
     family = "emu3"
@@ -149,7 +149,7 @@ class Emu3(TransformersModel):
         sizes: set[str] = set()
         for row in input_ids.tolist():
             start = len(row) - row[::-1].index(begin) if begin in row else 0
-            words = "".join(names[token] for token in row[start:-1])
+            words = "".join(names.get(token, "?") for token in row[start:-1])
             sizes.add(words if start and row[-1] == end and re.fullmatch(r"[1-9]\d*\*[1-9]\d*", words) else "")
         if len(sizes) != 1 or "" in sizes:
             raise ZipARError(
@@ -168,14 +168,16 @@ class Emu3(TransformersModel):
 
     def logits(self, hidden: Tensor) -> Tensor:
         rows = self.ids[: self.codebook_size] if self._visual is None else self._visual
-        return F.linear(hidden, self.model.lm_head.weight[rows]).float()
+        head = self.model.lm_head.weight[rows]
+        return F.linear(hidden.to(head.device), head).float()  # a device map may have them apart
 
     def codes(self, tokens: Tensor) -> Tensor:
         return tokens
 
     def pixels(self, tokens: Tensor) -> Tensor:
+        vision = self.model.model.vqmodel
         # one at a time, for the image tokenizer decodes each as a video of several frames
-        images = torch.cat([self.model.model.vqmodel.decode(image[None]) for image in tokens])
+        images = torch.cat([vision.decode(image[None]) for image in tokens.to(vision.device)])
         normalised = None if self.processor is None else self.processor.image_processor
         mean, std = (0.5, 0.5) if normalised is None else (normalised.image_mean, normalised.image_std)
         shift, scale = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (mean, std))
