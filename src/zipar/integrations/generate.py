@@ -30,7 +30,7 @@ _HONOURED = {
     *("bos_token_id", "do_sample", "eos_token_id", "guidance_scale", "num_return_sequences", "pad_token_id"),
     *("return_dict_in_generate", "temperature", "top_k", "top_p"),
 }
-# an image is as long as it is, and our cache as large, whatever these say
+# an image is decoded whole, with a cache as large, whatever these say; max_new_tokens then cuts the sequence
 _MOOT = {
     *("cache_config", "cache_implementation", "compile_config", "continuous_batching_config", "disable_compile"),
     *("max_cache_len", "max_length", "max_new_tokens", "prefill_chunk_size", "transformers_version", "use_cache"),
@@ -77,12 +77,13 @@ def generate(
     if image_guidance_scale is None:
         image_guidance_scale = family.guidance_scale(generation_config)
     sampling = _sampling(generation_config, image_guidance_scale)
+    constraints = [processor for processor in processors if isinstance(processor, PrefixConstrainedLogitsProcessor)]
     mask = model_kwargs.get("attention_mask")
     valid = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
-    call = Call(input_ids, valid, *_negative(processors), generation_config, sampling.guided)
+    call = Call(input_ids, valid, *_negative(processors), constraints, generation_config, sampling.guided)
     images = len(input_ids)
     seeds = torch.randint(2**63 - 1, (images,)).tolist() if generation_config.do_sample else [0] * images
-    visual = family.visual(model)
+    visual = family.visual(model, call)
     with torch.inference_mode():
         prefix, grid = family.read(visual, call)
     tokens = decode(visual, prefix, grid, strategy or ZipAR(), sampling, seeds).tokens
