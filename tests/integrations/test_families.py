@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import ChameleonForConditionalGeneration, Emu3ForConditionalGeneration, Emu3Processor
+from transformers import (
+    ChameleonForConditionalGeneration,
+    Emu3ForConditionalGeneration,
+    Emu3Processor,
+    LogitsProcessorList,
+    TopKLogitsWarper,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
 
 import zipar
 from zipar import Raster, Sampling, ZipAR, ZipARError
@@ -127,6 +134,17 @@ def test_images_of_one_prompt_of_emu3_lie_side_by_side(emu3, documented):
         single = emu3.generate(**documented)
         found = emu3.generate(**{**documented, "do_sample": True, "top_k": 1, "num_return_sequences": 2})
     assert found.equal(single.repeat_interleave(2, 0))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [UnbatchedClassifierFreeGuidanceLogitsProcessor(4.0, None), TopKLogitsWarper(7)],
+    ids=lambda given: type(given).__name__,
+)
+def test_a_processor_that_says_otherwise_than_the_arguments_is_refused(emu3, documented, given):
+    chosen = {"custom_generate": zipar.generate, "logits_processor": LogitsProcessorList([given])}
+    with pytest.raises(ZipARError, match=rf"^logits_processor \({type(given).__name__}\)"):
+        emu3.generate(**{**documented, **chosen})
 
 
 def test_emu3_takes_fewer_passes_for_the_same_layout(emu3, documented, passes):

@@ -36,6 +36,14 @@ _MOOT = {
     *("max_cache_len", "max_length", "max_new_tokens", "prefill_chunk_size", "transformers_version", "use_cache"),
 }
 
+_PROCESSORS = {
+    TemperatureLogitsWarper: "temperature",
+    TopKLogitsWarper: "top_k",
+    TopPLogitsWarper: "top_p",
+    UnbatchedClassifierFreeGuidanceLogitsProcessor: "guidance_scale",
+}
+"""What transformers makes of the config, and of which setting."""
+
 
 def generate(
     model: PreTrainedModel,
@@ -72,7 +80,7 @@ def generate(
     assert generation_config is not None, "transformers always gives its loops the config"
     processors, criteria = list(logits_processor or ()), list(stopping_criteria or ())
     _check_config(generation_config)
-    _check_objects(family, processors, criteria)
+    _check_objects(family, generation_config, processors, criteria)
     _check_inputs(model, family, input_ids, model_kwargs)
     if image_guidance_scale is None:
         image_guidance_scale = family.guidance_scale(generation_config)
@@ -126,17 +134,13 @@ def _check_config(config: GenerationConfig) -> None:
             raise refusal(name, value)
 
 
-def _check_objects(family: Family, processors: list[Any], criteria: list[Any]) -> None:
-    honoured: list[type] = [
-        TemperatureLogitsWarper,
-        TopKLogitsWarper,
-        TopPLogitsWarper,
-        UnbatchedClassifierFreeGuidanceLogitsProcessor,
-    ]
-    if "prefix_allowed_tokens_fn" in family.arguments:
-        honoured.append(PrefixConstrainedLogitsProcessor)
+def _check_objects(family: Family, config: GenerationConfig, processors: list[Any], criteria: list[Any]) -> None:
     for processor in processors:
-        if not isinstance(processor, tuple(honoured)):
+        if isinstance(processor, PrefixConstrainedLogitsProcessor) and "prefix_allowed_tokens_fn" in family.arguments:
+            continue
+        # one that transformers made of the config agrees with it; one that was given may not, and would be passed over
+        name = _PROCESSORS.get(type(processor), "")
+        if not name or getattr(processor, name) != getattr(config, name):
             raise refusal("logits_processor", type(processor).__name__)
     if "negative_prompt_ids" not in family.arguments and (ids := _negative(processors)[0]) is not None:
         raise refusal("negative_prompt_ids", f"of shape {tuple(ids.shape)}")
