@@ -11,7 +11,12 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     ChameleonConfig,
     ChameleonForConditionalGeneration,
+    Emu3Config,
+    Emu3ForConditionalGeneration,
+    Emu3ImageProcessor,
+    Emu3Processor,
     GenerationConfig,
+    GPT2Tokenizer,
     JanusConfig,
     JanusForConditionalGeneration,
     JanusProcessor,
@@ -131,6 +136,88 @@ def janus_directory(tmp_path_factory):
     model.generation_config.generation_kwargs = {"boi_token_id": 4}  # where the published checkpoints have it
     model.save_pretrained(directory)
     return directory
+
+
+EMU3_CODEBOOK = 40
+
+
+def _emu3_tokenizer(scrambled):
+    """Bytes, and the special tokens of the published vocabulary; visual tokens in order, or in disorder."""
+    visual = (
+        torch.randperm(EMU3_CODEBOOK, generator=torch.Generator().manual_seed(0)) if scrambled else range(EMU3_CODEBOOK)
+    )
+    words = [
+        *sorted(pre_tokenizers.ByteLevel.alphabet()),
+        *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"),
+        *(f"<|extra_{i}|>" for i in range(1, 205)),
+        *("<|image token|>", "<|image start|>", "<|image end|>"),
+        *(f"<|visual token {code:06}|>" for code in visual),
+    ]
+    built = GPT2Tokenizer(
+        {word: i for i, word in enumerate(words)},
+        [],
+        bos_token="<|extra_203|>",
+        eos_token="<|extra_204|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens={
+            "image_token": "<image>",
+            "boi_token": "<|image start|>",
+            "eoi_token": "<|image end|>",
+            "image_wrapper_token": "<|image token|>",
+            "eof_token": "<|extra_201|>",
+        },
+    )
+    built.add_special_tokens({"additional_special_tokens": words[256:]}, replace_extra_special_tokens=False)
+    return built
+
+
+def _write_emu3(directory, scrambled):
+    words = _emu3_tokenizer(scrambled)
+    vocabulary = words.get_vocab()
+    config = Emu3Config(
+        vocabulary_map=vocabulary,
+        text_config={
+            "vocab_size": len(vocabulary) + 3,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 400,
+            "initializer_range": 0.3,
+            "bos_token_id": vocabulary["<|extra_203|>"],
+            "eos_token_id": vocabulary["<|extra_204|>"],
+            "pad_token_id": vocabulary["<|endoftext|>"],
+        },
+        vq_config={
+            "codebook_size": EMU3_CODEBOOK,
+            "base_channels": 32,
+            "channel_multiplier": [1, 1],
+            "num_res_blocks": 1,
+            "attn_resolutions": [1],
+            "hidden_size": 32,
+            "temporal_downsample_factor": 2,
+        },
+    )
+    torch.manual_seed(0)
+    Emu3ForConditionalGeneration(config).eval().save_pretrained(directory)
+    normalised = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.6, 0.7]}
+    Emu3Processor(Emu3ImageProcessor(**normalised), words).save_pretrained(directory)
+
+
+@pytest.fixture(scope="session")
+def emu3_directories(tmp_path_factory):
+    """Random Emu3s and their processors, as transformers saves them: emu3_directories(scrambled) -> a directory."""
+    written = {}
+
+    def make(scrambled):
+        directory = tmp_path_factory.mktemp("emu3")
+        _write_emu3(directory, scrambled)
+        return directory
+
+    return lambda scrambled: (
+        written[scrambled] if scrambled in written else written.setdefault(scrambled, make(scrambled))
+    )
 
 
 @pytest.fixture(scope="session")

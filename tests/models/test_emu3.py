@@ -8,13 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import pre_tokenizers
 from transformers import (
-    Emu3Config,
-    Emu3ForConditionalGeneration,
-    Emu3ImageProcessor,
-    Emu3Processor,
-    GPT2Tokenizer,
     LogitsProcessor,
     LogitsProcessorList,
     TemperatureLogitsWarper,
@@ -36,73 +30,9 @@ ROWS, COLUMNS = 3, 5
 SIZE = {"height": 2 * ROWS, "width": 2 * COLUMNS}
 
 
-def tokenizer(scrambled):
-    """Bytes, and the special tokens of the published vocabulary; visual tokens in order, or in disorder."""
-    visual = torch.randperm(CODEBOOK, generator=torch.Generator().manual_seed(0)) if scrambled else range(CODEBOOK)
-    words = [
-        *sorted(pre_tokenizers.ByteLevel.alphabet()),
-        *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"),
-        *(f"<|extra_{i}|>" for i in range(1, 205)),
-        *("<|image token|>", "<|image start|>", "<|image end|>"),
-        *(f"<|visual token {code:06}|>" for code in visual),
-    ]
-    built = GPT2Tokenizer(
-        {word: i for i, word in enumerate(words)},
-        [],
-        bos_token="<|extra_203|>",
-        eos_token="<|extra_204|>",
-        pad_token="<|endoftext|>",
-        extra_special_tokens={
-            "image_token": "<image>",
-            "boi_token": "<|image start|>",
-            "eoi_token": "<|image end|>",
-            "image_wrapper_token": "<|image token|>",
-            "eof_token": "<|extra_201|>",
-        },
-    )
-    built.add_special_tokens({"additional_special_tokens": words[256:]}, replace_extra_special_tokens=False)
-    return built
-
-
-def write(directory, scrambled):
-    words = tokenizer(scrambled)
-    vocabulary = words.get_vocab()
-    config = Emu3Config(
-        vocabulary_map=vocabulary,
-        text_config={
-            "vocab_size": len(vocabulary) + 3,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 400,
-            "initializer_range": 0.3,
-            "bos_token_id": vocabulary["<|extra_203|>"],
-            "eos_token_id": vocabulary["<|extra_204|>"],
-            "pad_token_id": vocabulary["<|endoftext|>"],
-        },
-        vq_config={
-            "codebook_size": CODEBOOK,
-            "base_channels": 32,
-            "channel_multiplier": [1, 1],
-            "num_res_blocks": 1,
-            "attn_resolutions": [1],
-            "hidden_size": 32,
-            "temporal_downsample_factor": 2,
-        },
-    )
-    torch.manual_seed(0)
-    Emu3ForConditionalGeneration(config).eval().save_pretrained(directory)
-    normalised = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.6, 0.7]}
-    Emu3Processor(Emu3ImageProcessor(**normalised), words).save_pretrained(directory)
-
-
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("emu3")
-    write(directory, scrambled=False)
-    return directory
+def checkpoint(emu3_directories):
+    return emu3_directories(scrambled=False)
 
 
 @pytest.fixture(scope="module")
@@ -111,11 +41,9 @@ def model(checkpoint):
 
 
 @pytest.fixture(scope="module")
-def scrambled(tmp_path_factory):
+def scrambled(emu3_directories):
     """A model whose visual tokens are not in order."""
-    directory = tmp_path_factory.mktemp("scrambled")
-    write(directory, scrambled=True)
-    return auto.load(directory, device="cpu")
+    return auto.load(emu3_directories(scrambled=True), device="cpu")
 
 
 @pytest.fixture

@@ -56,8 +56,14 @@ def accelerate(model: Any, strategy: Strategy | None = None) -> Acceleration:
     ``return_dict_in_generate`` there are sequences alone. Text generation is left as it is. Sampling draws
     its seeds from torch's global generator.
 
+    An image is wanted where Janus's ``generation_mode`` says so, and where the prompts of Emu3 and of a Chameleon
+    (Lumina-mGPT, Anole) end at the first token of an image: with Emu3's ``return_for_image_generation``, or with
+    Chameleon's begin-of-image and Lumina-mGPT's size. Emu3 needs no ``prefix_allowed_tokens_fn`` then, and takes the
+    documented one.
+
     Args:
-        model: a ``JanusForConditionalGeneration``, plain or compiled, on any devices.
+        model: a ``JanusForConditionalGeneration``, ``Emu3ForConditionalGeneration`` or
+            ``ChameleonForConditionalGeneration``, plain or compiled, on any devices.
         strategy: the order of decoding; None for ``ZipAR()``.
 
     Returns:

@@ -4,14 +4,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, PrefixConstrainedLogitsProcessor, PreTrainedModel
 
 from zipar.decoding.engine import Prefix
 from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
 from zipar.models.backbone import TransformersModel
+from zipar.models.emu3 import BEFORE_IMAGE, Emu3
 from zipar.models.janus import Janus
+from zipar.models.lumina_mgpt import Anole, Chameleon, LuminaMGPT
 
 
 class Call(NamedTuple):
@@ -24,6 +28,8 @@ class Call(NamedTuple):
     negative_ids: Tensor | None
     """``negative_prompt_ids`` as they were given: transformers does not repeat them for several images a prompt."""
     negative_mask: Tensor | None
+    constraints: list[PrefixConstrainedLogitsProcessor]
+    """``prefix_allowed_tokens_fn``, where it was given; only families that take it find any."""
     config: GenerationConfig
     guided: bool
 
@@ -41,8 +47,12 @@ class Family(ABC):
         """Whether a call of ``generate`` with these arguments asks for images."""
 
     @abstractmethod
-    def visual(self, model: Any) -> TransformersModel:
-        """The model as the engine wants it."""
+    def visual(self, model: Any, call: Call) -> TransformersModel:
+        """The model as the engine wants it for this call.
+
+        Raises:
+            ZipARError: the call asks for no image.
+        """
 
     @abstractmethod
     def read(self, visual: Any, call: Call) -> tuple[Prefix, TokenGrid]:
@@ -72,7 +82,7 @@ class JanusFamily(Family):
     def wanted(self, model: Any, arguments: dict[str, Any]) -> bool:
         return arguments.get("generation_mode", "text") != "text"
 
-    def visual(self, model: Any) -> Janus:
+    def visual(self, model: Any, call: Call) -> Janus:
         return Janus(model)
 
     def read(self, visual: Janus, call: Call) -> tuple[Prefix, TokenGrid]:
@@ -98,7 +108,72 @@ class JanusFamily(Family):
         return GenerationMixin.generate(model, generation_config=config, custom_generate=decoding, **rest)
 
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (JanusFamily(),)}
+class Emu3Family(Family):
+    """A prompt that ends with the marker of visual tokens asks for an image of the size that it names."""
+
+    model_type = "emu3"
+    arguments = frozenset(
+        {"image_sizes", "negative_prompt_attention_mask", "negative_prompt_ids", "prefix_allowed_tokens_fn"}
+    )
+
+    def wanted(self, model: Any, arguments: dict[str, Any]) -> bool:
+        marker = (model.config.vocabulary_map or {}).get(BEFORE_IMAGE[-1], -1)
+        return bool((_prompts(arguments)[:, -1:] == marker).any())
+
+    def visual(self, model: Any, call: Call) -> Emu3:
+        return Emu3(model)
+
+    def read(self, visual: Emu3, call: Call) -> tuple[Prefix, TokenGrid]:
+        grid = visual.grid_of(call.input_ids)
+        for constraint in call.constraints:
+            _check_constraint(visual, constraint, call.input_ids, grid)
+        # without a negative prompt, transformers lets the unconditional branch start with the last token alone
+        return _prefix(visual, call, call.input_ids[:, -1:]), grid
+
+    def write(self, visual: Emu3, call: Call, tokens: Tensor) -> Tensor:
+        return _continued(call, visual.vocabulary_ids(tokens))
+
+
+class ChameleonFamily(Family):
+    """A prompt that ends with begin-of-image asks for an image: Anole's, or Lumina-mGPT's if a size follows it.
+
+    The class itself writes none, so without a negative prompt the unconditional branch is that of the authors.
+    What is written ends with end-of-image, after which the model's own ``generate`` can go on.
+    """
+
+    model_type = "chameleon"
+    arguments = frozenset({"negative_prompt_attention_mask", "negative_prompt_ids"})
+
+    def wanted(self, model: Any, arguments: dict[str, Any]) -> bool:
+        ids = _prompts(arguments)
+        return any(bool(ended.any()) for ended in self._ended(model, ids).values())
+
+    def visual(self, model: Any, call: Call) -> Chameleon:
+        for kind, ended in self._ended(model, call.input_ids).items():
+            if bool(ended.all()):
+                return kind(model)
+        raise ZipARError(
+            "the prompts should all end with begin-of-image (<racm3:break>) for Anole, or with it and the two tokens "
+            "of a size for Lumina-mGPT: pad them on the left, and ask for text in a call of its own"
+        )
+
+    def read(self, visual: Any, call: Call) -> tuple[Prefix, TokenGrid]:
+        grid = visual.grid_of(call.input_ids) if isinstance(visual, LuminaMGPT) else visual.grid(*visual.image_size)
+        unconditional = torch.tensor([visual.unconditional(grid)]).expand(len(call.input_ids), -1)
+        return _prefix(visual, call, unconditional), grid
+
+    def write(self, visual: Chameleon, call: Call, tokens: Tensor) -> Tensor:
+        return _continued(call, F.pad(visual.vocabulary_ids(tokens), (0, 1), value=visual.end))
+
+    def _ended(self, model: Any, ids: Tensor) -> dict[type[Chameleon], Tensor]:
+        """Which prompts, int64 (rows, length), end as each family's do: bool (rows,) each."""
+        names = model.config.vocabulary_map or {}
+        begin = ids == names.get("<racm3:break>", -1)
+        size = torch.isin(ids[:, -2:], torch.tensor([*LuminaMGPT.size_tokens(names)], device=ids.device)).all(1)
+        return {LuminaMGPT: begin[:, -3:-2].any(1) & size, Anole: begin[:, -1:].any(1)}
+
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (JanusFamily(), Emu3Family(), ChameleonFamily())}
 
 
 def family_of(model: PreTrainedModel) -> Family:
@@ -114,3 +189,76 @@ def family_of(model: PreTrainedModel) -> Family:
             f"give one that generates, of type {', '.join(FAMILIES)}"
         )
     return FAMILIES[kind]
+
+
+def _prompts(arguments: dict[str, Any]) -> Tensor:
+    """The token ids in arguments of ``generate``, int64 (rows, length): no rows where there are none."""
+    ids = arguments.get("input_ids", arguments.get("inputs"))
+    return ids if isinstance(ids, Tensor) and ids.ndim == 2 else torch.empty(0, 0, dtype=torch.int64)
+
+
+def _prefix(visual: Emu3 | Chameleon, call: Call, unconditional: Tensor) -> Prefix:
+    """The prompts, and if guided the negative ones, or else ``unconditional``, int64 (images, length).
+
+    Raises:
+        ZipARError: the negative prompts do not fit the prompts, or each other.
+    """
+    if not call.guided:
+        return visual.prompt(call.input_ids, call.valid)
+    images, negative = len(call.input_ids), unconditional
+    if call.negative_ids is not None:
+        repeats = call.config.num_return_sequences or 1
+        if len(call.negative_ids) * repeats != images:
+            raise ZipARError(
+                f"negative_prompt_ids of shape {tuple(call.negative_ids.shape)} do not fit {images // repeats} "
+                "prompts: give one row a prompt"
+            )
+        negative = call.negative_ids.repeat_interleave(repeats, 0)
+    valid = torch.ones_like(negative, dtype=torch.bool)
+    if call.negative_mask is not None:
+        if call.negative_ids is None or call.negative_mask.shape != call.negative_ids.shape:
+            raise ZipARError(
+                f"negative_prompt_attention_mask of shape {tuple(call.negative_mask.shape)} does not fit "
+                "negative_prompt_ids: give both, of one shape"
+            )
+        valid = call.negative_mask.bool().repeat_interleave(repeats, 0)
+        # transformers counts the positions of padding here, which shows unless it comes first
+        if not bool((valid.long().diff(dim=1) >= 0).all() and valid[:, -1].all()):
+            raise ZipARError("negative_prompt_attention_mask has padding after tokens: pad on the left")
+    length = max(negative.shape[1], call.input_ids.shape[1])
+    rows = [
+        torch.cat([F.pad(part.to(call.input_ids.device), (length - part.shape[1], 0)) for part in pair])
+        for pair in ((call.input_ids, negative), (call.valid, valid))
+    ]
+    return visual.prompt(*rows)
+
+
+def _check_constraint(
+    visual: Emu3, constraint: PrefixConstrainedLogitsProcessor, input_ids: Tensor, grid: TokenGrid
+) -> None:
+    """Raise unless ``prefix_allowed_tokens_fn`` allows what the grid does.
+
+    It is asked along the first row, which tells the width, and at the last slots, which tell the height.
+    """
+    sequence = visual.vocabulary_ids(grid.blank().to(visual.device)).to(input_ids)
+    written = torch.cat([input_ids, sequence.expand(len(input_ids), -1)], dim=1)
+    anything = torch.zeros(len(input_ids), visual.model.config.text_config.vocab_size, device=input_ids.device)
+    visible = visual.ids[: visual.codebook_size].to(input_ids)
+    free = set(grid.free().flatten().tolist())
+    last = grid.slots - len(grid.frame_end) - 2
+    for slot in sorted({*range(grid.row_stride + 1), *range(last, grid.slots)} & {*range(grid.slots)}):
+        asked: Any = written[:, : input_ids.shape[1] + slot]
+        allowed = constraint(asked, anything) == 0
+        expected = torch.zeros_like(allowed)
+        expected[:, visible if slot in free else sequence[slot]] = True
+        if not allowed.equal(expected):
+            raise ZipARError(
+                f"prefix_allowed_tokens_fn does not allow what an image of {grid.rows} x {grid.columns} tokens (rows x "
+                f"columns) has at token {slot}, or allows more: leave it out, or make it as transformers documents it "
+                "for Emu3, with the size that the prompts name"
+            )
+
+
+def _continued(call: Call, ids: Tensor) -> Tensor:
+    """The prompts with the ids of images after them, as many as were asked for, int64 (images, length)."""
+    return torch.cat([call.input_ids, ids[:, : call.config.max_new_tokens].to(call.input_ids)], dim=1)

@@ -30,11 +30,19 @@ _HONOURED = {
     *("bos_token_id", "do_sample", "eos_token_id", "guidance_scale", "num_return_sequences", "pad_token_id"),
     *("return_dict_in_generate", "temperature", "top_k", "top_p"),
 }
-# an image is as long as it is, and our cache as large, whatever these say
+# an image is decoded whole, with a cache as large, whatever these say; max_new_tokens then cuts the sequence
 _MOOT = {
     *("cache_config", "cache_implementation", "compile_config", "continuous_batching_config", "disable_compile"),
     *("max_cache_len", "max_length", "max_new_tokens", "prefill_chunk_size", "transformers_version", "use_cache"),
 }
+
+_PROCESSORS = {
+    TemperatureLogitsWarper: "temperature",
+    TopKLogitsWarper: "top_k",
+    TopPLogitsWarper: "top_p",
+    UnbatchedClassifierFreeGuidanceLogitsProcessor: "guidance_scale",
+}
+"""What transformers makes of the config, and of which setting."""
 
 
 def generate(
@@ -72,17 +80,18 @@ def generate(
     assert generation_config is not None, "transformers always gives its loops the config"
     processors, criteria = list(logits_processor or ()), list(stopping_criteria or ())
     _check_config(generation_config)
-    _check_objects(family, processors, criteria)
+    _check_objects(family, generation_config, processors, criteria)
     _check_inputs(model, family, input_ids, model_kwargs)
     if image_guidance_scale is None:
         image_guidance_scale = family.guidance_scale(generation_config)
     sampling = _sampling(generation_config, image_guidance_scale)
+    constraints = [processor for processor in processors if isinstance(processor, PrefixConstrainedLogitsProcessor)]
     mask = model_kwargs.get("attention_mask")
     valid = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
-    call = Call(input_ids, valid, *_negative(processors), generation_config, sampling.guided)
+    call = Call(input_ids, valid, *_negative(processors), constraints, generation_config, sampling.guided)
     images = len(input_ids)
     seeds = torch.randint(2**63 - 1, (images,)).tolist() if generation_config.do_sample else [0] * images
-    visual = family.visual(model)
+    visual = family.visual(model, call)
     with torch.inference_mode():
         prefix, grid = family.read(visual, call)
     tokens = decode(visual, prefix, grid, strategy or ZipAR(), sampling, seeds).tokens
@@ -125,17 +134,13 @@ def _check_config(config: GenerationConfig) -> None:
             raise refusal(name, value)
 
 
-def _check_objects(family: Family, processors: list[Any], criteria: list[Any]) -> None:
-    honoured: list[type] = [
-        TemperatureLogitsWarper,
-        TopKLogitsWarper,
-        TopPLogitsWarper,
-        UnbatchedClassifierFreeGuidanceLogitsProcessor,
-    ]
-    if "prefix_allowed_tokens_fn" in family.arguments:
-        honoured.append(PrefixConstrainedLogitsProcessor)
+def _check_objects(family: Family, config: GenerationConfig, processors: list[Any], criteria: list[Any]) -> None:
     for processor in processors:
-        if not isinstance(processor, tuple(honoured)):
+        if isinstance(processor, PrefixConstrainedLogitsProcessor) and "prefix_allowed_tokens_fn" in family.arguments:
+            continue
+        # one that transformers made of the config agrees with it; one that was given may not, and would be passed over
+        name = _PROCESSORS.get(type(processor), "")
+        if not name or getattr(processor, name) != getattr(config, name):
             raise refusal("logits_processor", type(processor).__name__)
     if "negative_prompt_ids" not in family.arguments and (ids := _negative(processors)[0]) is not None:
         raise refusal("negative_prompt_ids", f"of shape {tuple(ids.shape)}")

@@ -244,8 +244,29 @@ class LuminaMGPT(Chameleon):
                 f"of 32 with an area near that of {self.image_size[0]}x{self.image_size[1]}, and at most 1:4; "
                 f"nearest are {', '.join(f'{h}x{w}' for h, w in near)}"
             )
-        row_end = self.id_of("<reserved08799>") - self.first
-        return TokenGrid(height // TOKEN_SIDE, width // TOKEN_SIDE, row_end=row_end)
+        return self._grid(height // TOKEN_SIDE, width // TOKEN_SIDE)
+
+    def _grid(self, rows: int, columns: int) -> TokenGrid:
+        return TokenGrid(rows, columns, row_end=self.id_of("<reserved08799>") - self.first)
+
+    @staticmethod
+    def size_tokens(names: dict[str, int]) -> dict[int, int]:
+        """Of a vocabulary: the tokens that say a height or a width, and how many image tokens each stands for."""
+        return {names[name]: 2 * n for n in range(1, 100) if (name := f"<reserved{8800 + n:05}>") in names}
+
+    def grid_of(self, input_ids: Tensor) -> TokenGrid:
+        """The grid that prompts ask for, int64 (rows, length) that end with a ``header``, of any size.
+
+        Raises:
+            ZipARError: a prompt has no header, or another one than the others.
+        """
+        header, sizes = input_ids[:, -3:].unique(dim=0).tolist(), self.size_tokens(self.names)
+        if len(header) != 1 or header[0][:-2] != [self.start] or not sizes.keys() >= set(header[0][1:]):
+            raise ZipARError(
+                "the prompts should all end with one size of an image: begin-of-image (<racm3:break>), and a token "
+                "each for height and width"
+            )
+        return self._grid(*(sizes[token] for token in header[0][1:]))
 
     def request(self, text: str, grid: TokenGrid) -> str:
         size = f"{grid.columns * TOKEN_SIDE}x{grid.rows * TOKEN_SIDE}"
