@@ -59,7 +59,7 @@ def accelerate(model: Any, strategy: Strategy | None = None) -> Acceleration:
     An image is wanted where Janus's ``generation_mode`` says so, and where the prompts of Emu3 and of a Chameleon
     (Lumina-mGPT, Anole) end at the first token of an image: with Emu3's ``return_for_image_generation``, or with
     Chameleon's begin-of-image and Lumina-mGPT's size. Emu3 needs no ``prefix_allowed_tokens_fn`` then, and takes the
-    documented one.
+    documented one. ``max_new_tokens`` cuts their sequences as ever; ``max_length``, 20 more by default, does not.
 
     Args:
         model: a ``JanusForConditionalGeneration``, ``Emu3ForConditionalGeneration`` or

@@ -193,7 +193,7 @@ def family_of(model: PreTrainedModel) -> Family:
 
 def _prompts(arguments: dict[str, Any]) -> Tensor:
     """The token ids in arguments of ``generate``, int64 (rows, length): no rows where there are none."""
-    ids = arguments.get("input_ids", arguments.get("inputs"))
+    ids = arguments.get("inputs") if arguments.get("input_ids") is None else arguments["input_ids"]
     return ids if isinstance(ids, Tensor) and ids.ndim == 2 else torch.empty(0, 0, dtype=torch.int64)
 
 
