@@ -119,6 +119,6 @@ def seconds(stats: DecodingStats) -> float:
 
 def _hush() -> None:
     """No bars of transformers' own beside ours; after ``find``, whose downloads do show one."""
-    from huggingface_hub.utils.tqdm import disable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bars()
+    disable_progress_bar()  # and the hub's
