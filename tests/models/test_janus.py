@@ -139,7 +139,7 @@ def brute_force(model, prefixes, window, alone):
 
 @pytest.mark.parametrize(
     ("strategy", "window", "alone"),
-    [(Raster(), 99, False), (ZipAR(2), 2, True), (ZipAR(4), 4, True), (ZipAR(2, "wave"), 2, False)],
+    [(Raster(), 99, False), (ZipAR(2), 2, True), (ZipAR(4), 4, True), (ZipAR(2, first_row="wave"), 2, False)],
     ids=["raster", "window 2", "window 4", "window 2, wave"],
 )
 def test_equals_the_brute_force_decoder(model, strategy, window, alone):
