@@ -115,7 +115,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for window in args.windows:
         for name, (kind, first_row) in CHOICES.items():
-            strategy = kind(window, first_row)  # type: ignore[arg-type]
+            strategy = kind(window, first_row=first_row)  # type: ignore[arg-type]
             gap = measured(strategy) - base
             rows.append(
                 {

@@ -99,7 +99,7 @@ def test_raster_takes_one_pass_a_token(grid):
 
 @given(GRIDS, st.integers(0, 3), st.sampled_from(["alone", "wave"]))
 def test_a_window_as_wide_as_the_grid_is_raster(grid, more, first_row):
-    assert schedule(ZipAR(grid.columns + more, first_row), grid) == schedule(Raster(), grid)
+    assert schedule(ZipAR(grid.columns + more, first_row=first_row), grid) == schedule(Raster(), grid)
 
 
 @any_grid_and(ZIPARS | st.just(Raster()))

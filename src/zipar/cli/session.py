@@ -119,14 +119,8 @@ def seconds(stats: DecodingStats) -> float:
 
 def _hush() -> None:
     """No bars of transformers' own beside ours; after ``find``, whose downloads do show one."""
-<<<<<<< HEAD
     from huggingface_hub.utils.tqdm import disable_progress_bars
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bars()
     disable_progress_bar()
-=======
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()  # and the hub's
->>>>>>> emu3
