@@ -79,7 +79,8 @@ def title(strategy: Strategy) -> str:
     match strategy:
         case ZipAR():
             words = f"ZipAR, window {strategy.window}"
-            words += f", lookahead {strategy.lookahead}" if strategy.lookahead > 1 else ""
+            if strategy.lookahead > 1:
+                words = f"Window {strategy.window}, lookahead {strategy.lookahead}"  # it must leave room for the speedup
         case AdaptiveZipAR():
             words = f"Adaptive, window {strategy.min_window}"
         case CoupledJacobi():
