@@ -79,8 +79,8 @@ def title(strategy: Strategy) -> str:
     match strategy:
         case ZipAR():
             words = f"ZipAR, window {strategy.window}"
-            if strategy.lookahead > 1:
-                words = f"Window {strategy.window}, lookahead {strategy.lookahead}"  # it must leave room for the speedup
+            if strategy.lookahead > 1:  # shorter, to leave room for the speedup
+                words = f"Window {strategy.window}, lookahead {strategy.lookahead}"
         case AdaptiveZipAR():
             words = f"Adaptive, window {strategy.min_window}"
         case CoupledJacobi():
