@@ -12,7 +12,6 @@ import itertools
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from zipar.checkpoints.llamagen import convert
 from zipar.decoding.engine import decode
 from zipar.decoding.raster import Raster
 from zipar.decoding.sampling import Sampling
-from zipar.decoding.strategy import Step
+from zipar.decoding.strategy import Steps
 from zipar.grid import TokenGrid
 from zipar.models.llamagen import LlamaGen
 
@@ -64,8 +63,10 @@ class FirstTokens(Raster):
 
     tokens: int
 
-    def steps(self, grid: TokenGrid, tokens: Tensor) -> Iterator[Step]:
-        return itertools.islice(super().steps(grid, tokens), self.tokens - 1)
+    def steps(self, grid: TokenGrid, tokens: Tensor) -> Steps:
+        for step in itertools.islice(super().steps(grid, tokens), self.tokens - 1):  # noqa: UP028  # islice takes no send
+            yield step
+        return None
 
 
 def randomise(module: nn.Module) -> None:
@@ -148,7 +149,7 @@ def compare_decoder(size: Size, kind: str, scale: float, reference: nn.Module, m
     ours = Recorder(model.decoder.output)
     sampling = Sampling(scale, temperature=0.0)
     grid = model.grid(size.image_size, size.image_size)
-    prefix = model.prefix(prompts, None, sampling.guided)
+    prefix = model.prefix(prompts, None, sampling.guided, grid)
     decoded = decode(model, prefix, grid, FirstTokens(size.tokens), sampling, [0] * len(prompts))
     left, right = theirs.logits(), ours.logits()
     difference = (left - right).abs().flatten(1).max(1).values
