@@ -32,8 +32,8 @@ class ZipAR(StaticStrategy):
     def __post_init__(self) -> None:
         if self.window < 1:
             raise ZipARError(f"window {self.window} is not possible: a row needs at least 1 token above it to start")
-        if self.lookahead < 1:
-            raise ZipARError(f"lookahead {self.lookahead} is not possible: a row evaluates at least 1 token a pass")
+        if not isinstance(self.lookahead, int) or self.lookahead < 1:
+            raise ZipARError(f"lookahead {self.lookahead!r} is not possible: a row evaluates 1 token a pass or more")
         if self.first_row not in ("alone", "wave"):
             raise ZipARError(f"first_row {self.first_row!r} is unknown: use 'alone' or 'wave'")
 
