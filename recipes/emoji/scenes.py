@@ -12,7 +12,6 @@ from PIL import Image
 from artwork import OBJECTS, PACKAGES, Artwork
 
 SIDE = 64
-TOKEN = 4  # pixels of a token's side; objects start at token borders
 SIZES = {"small": 32, "large": 48}
 COLOURS = {
     "red": (165, 38, 42),

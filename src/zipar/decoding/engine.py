@@ -103,10 +103,7 @@ def decode(
         born.scatter_(1, targets, done)
         return logits
 
-    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    itself = torch.eye(length, dtype=torch.bool, device=device)  # padding sees itself, for it must see something
-    mask = additive(causal & prefix.valid[:, None] | itself, dtype)
-    settle(model.prefill(prefix, cache, mask), slots[None, :1], 0)
+    settle(model.prefill(prefix, cache, prefill_mask(prefix)), slots[None, :1], 0)
     prefilled = _clock(device)
 
     lengths = prefix.valid.sum(1)
@@ -149,6 +146,14 @@ def decode(
         prefilled - started,
         finished - prefilled,
     )
+
+
+def prefill_mask(prefix: Prefix) -> Tensor:
+    """The additive mask (rows, 1, length, length) of a prefix: causal, without its padding."""
+    length, device = prefix.valid.shape[1], prefix.valid.device
+    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    itself = torch.eye(length, dtype=torch.bool, device=device)  # padding sees itself, for it must see something
+    return additive(causal & prefix.valid[:, None] | itself, prefix.embeddings.dtype)
 
 
 def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:

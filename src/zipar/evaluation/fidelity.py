@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zipar.decoding.cache import SlotCache
-from zipar.decoding.engine import Decodable, Prefix, additive
+from zipar.decoding.engine import Decodable, Prefix, additive, prefill_mask
 from zipar.decoding.sampling import Sampling, guide
 from zipar.grid import TokenGrid
 
@@ -48,9 +48,7 @@ def negative_log_likelihood(
         chosen = scores.gather(-1, tokens[:, targets, None])[..., 0]
         return chosen[:, free[targets]].double().sum(1)
 
-    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    itself = torch.eye(length, dtype=torch.bool, device=device)
-    logits = model.prefill(prefix, cache, additive(causal & prefix.valid[:, None] | itself, dtype))
+    logits = model.prefill(prefix, cache, prefill_mask(prefix))
     total = likelihood(logits, 0)
     for queries in slots[:-1].split(chunk):
         extent = int(queries[-1]) + 1
