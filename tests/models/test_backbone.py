@@ -18,7 +18,7 @@ GRID = TokenGrid(6, 6)
 
 @pytest.fixture(scope="module")
 def model(janus_directory):
-    return auto.load(janus_directory, device="cpu")
+    return Janus.load(janus_directory, torch.float32, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
