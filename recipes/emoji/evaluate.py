@@ -21,7 +21,7 @@ from matplotlib import pyplot as plt
 import scenes
 import training
 import zipar
-from zipar.cli import strategies
+from zipar.decoding import names
 from zipar.evaluation.accuracy import paired_difference, verdicts, wilson
 from zipar.evaluation.fid import Moments, frechet_distance, interval, resample
 from zipar.evaluation.judge import Judge
@@ -71,7 +71,7 @@ def generate(
         part = prompts[first : first + batch]
         path = folder / f"{first}-{first + len(part)}.npz"
         if not path.exists():
-            out = pipe(part, strategy=strategies.parse(spec), seed=seed + first, **sampling)  # type: ignore[arg-type]
+            out = pipe(part, strategy=names.parse(spec), seed=seed + first, **sampling)  # type: ignore[arg-type]
             images = np.stack([np.asarray(image) for image in out.images])
             passes = np.full(len(part), out.stats.forward_passes)
             scratch = path.with_suffix(".tmp")
@@ -198,7 +198,7 @@ def main() -> None:
     specs = list(dict.fromkeys(["raster", *args.strategies]))
     try:
         for spec in specs:
-            strategies.parse(spec)
+            names.parse(spec)
     except zipar.ZipARError as error:
         parser.error(str(error))
 

@@ -9,7 +9,6 @@ import zipar
 from zipar import Raster, Sampling, TokenGrid, ZipAR
 from zipar.decoding.cache import SlotCache, SlotCacheLayer
 from zipar.decoding.engine import additive, decode
-from zipar.models import auto
 from zipar.models.janus import Janus
 
 PROMPTS = ["a red fox in the snow", "birds"]

@@ -42,9 +42,16 @@ def test_in_place_is_undone_even_after_a_failure(network):
     layers = [network[0], network[2][0]]
     packed = Packed([network])
     assert packed_layers(network) == []
-    with pytest.raises(KeyboardInterrupt), packed.in_place():
+    with packed.in_place():
         assert packed_layers(network) == ["0", "2.0"]
-        raise KeyboardInterrupt
+    assert [network[0], network[2][0]] == layers
+
+    def broken():
+        with packed.in_place():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        broken()
     assert [network[0], network[2][0]] == layers
 
 

@@ -52,7 +52,7 @@ class Packed:
 
 
 def _packable(modules: Sequence[nn.Module]) -> list[tuple[nn.Module, str, nn.Linear]]:
-    """(parent, name, layer) of what is plainly ``nn.Linear`` on an x86 CPU, without hooks or compiled code around it."""
+    """(parent, name, layer) of each plain ``nn.Linear`` on an x86 CPU, without hooks or compiled code around it."""
     if not torch.backends.mkldnn.is_available() or not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
         return []
     parents = [parent for module in modules for parent in module.modules()]
