@@ -34,11 +34,8 @@ def features(images):
     """Mean colours of the four corners."""
     images = torch.as_tensor(images).float()
     half = images.shape[1] // 2
-    return torch.cat([images[:, y, x].mean((1, 2)) for y in SIDES(half) for x in SIDES(half)], dim=1)
-
-
-def SIDES(half):  # noqa: N802
-    return slice(0, half), slice(half, None)
+    sides = slice(0, half), slice(half, None)
+    return torch.cat([images[:, y, x].mean((1, 2)) for y in sides for x in sides], dim=1)
 
 
 @pytest.fixture
