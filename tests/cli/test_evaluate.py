@@ -58,7 +58,9 @@ def test_the_embedded_model_with_its_judge(zipar, tmp_path, plain):
     raster, narrow = figures(tmp_path / "out" / "report.json")["strategies"]
     assert raster["accuracy"].keys() >= {"object", "style", "background", "size", "position", "all"}
     assert narrow["fid_ratio"]["value"] == narrow["fid"]["value"] / raster["fid"]["value"]
-    assert "all, against raster (points)" in plain(out)
+    ratio = narrow["fid_ratio"]
+    assert f"{ratio['value']:.2f}" in plain(out)
+    assert f"±{(ratio['high'] - ratio['low']) / 2:.2f}" in plain(out)
 
 
 def test_killed_and_run_again_gives_the_same_report(evaluate, prompts, text_model, tmp_path):

@@ -16,7 +16,7 @@ STRATEGIES = ("zipar:8", "zipar:4", "zipar:2", "zipar:4:8")
 PICTURES = 12
 """Columns of the sheet of images."""
 BRIEF = (
-    *("strategy", "forward_passes", "fewer", "seconds", "speedup", "gap", "fid_ratio"),
+    *("strategy", "forward_passes", "seconds", "speedup", "gap", "fid_ratio"),
     *("accuracy_difference.all", "clip_difference"),
 )
 """What the terminal shows; the files hold all."""
@@ -130,7 +130,7 @@ def evaluate(
     if not quiet:
         from zipar.cli.tables import show
 
-        show(*tables.cells(found.rows, [column for column in columns if column in BRIEF]))
+        show(*tables.cells(found.rows, [column for column in columns if column in BRIEF], brief=True))
         print(f"{output}: report.json, report.csv, report.md, curves.png, images.png")
 
 

@@ -96,5 +96,5 @@ def tune(
     outputs.write({started.directory / FILE: outputs.record({**record, "tried": tables.jsonable(rows)})})
     if not quiet:
         shown = ("strategy", "forward_passes", "fewer", "slots_evaluated", "seconds", "speedup", "gap")
-        show(*tables.cells(rows, shown))
+        show(*tables.cells(rows, shown, brief=True))
         print(f"{choice} is the default of {model} from now on ({started.directory / FILE})")

@@ -1,43 +1,46 @@
 """The rows of a report as tables."""
 
 import csv
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from zipar.evaluation.report import Estimate
 
-_NONE = "–"
+
+class _Figure(NamedTuple):
+    title: str
+    form: str
+    scale: float = 1
+
+    def cell(self, value: Any, brief: bool) -> str:
+        if not isinstance(value, Estimate):
+            return self.form.format(value)
+        center, low, high = (self.form.format(self.scale * bound) for bound in value)
+        reach = self.form.replace("+", "").format(self.scale * (value.high - value.low) / 2)
+        return f"{center} ±{reach}" if brief else f"{center} [{low}, {high}]"
 
 
-def _plain(form: str) -> Callable[[Any], str]:
-    return form.format
-
-
-def _estimate(form: str, scale: float = 1) -> Callable[[Estimate], str]:
-    return lambda estimate: "{} [{}, {}]".format(*(form.format(scale * value) for value in estimate))
-
-
-_FORMS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "strategy": ("strategy", _plain("{}")),
-    "forward_passes": ("forward passes", _plain("{:.1f}")),
-    "fewer": ("fewer", _plain("{:.1%}")),
-    "slots_evaluated": ("slots evaluated", _plain("{:.0f}")),
-    "rejections": ("rejections", _plain("{:.1f}")),
-    "seconds": ("seconds an image", _plain("{:.3g}")),
-    "images_per_second": ("images a second", _plain("{:.3g}")),
-    "speedup": ("faster", _plain("{:.2f}x")),
-    "nats": ("nats a token", _estimate("{:.3f}")),
-    "gap": ("fidelity gap (nats)", _estimate("{:+.3f}")),
-    "outside": ("outside the filters", _plain("{:.1%}")),
-    "fid": ("FID", _estimate("{:.1f}")),
-    "fid_ratio": ("FID / raster's", _estimate("{:.2f}")),
-    "accuracy": ("% right", _estimate("{:.1f}", 100)),
-    "accuracy_difference": ("against raster (points)", _estimate("{:+.1f}", 100)),
-    "clip": ("CLIP score", _estimate("{:.2f}")),
-    "clip_difference": ("CLIP score, against raster", _estimate("{:+.2f}")),
+_FIGURES = {
+    "strategy": _Figure("strategy", "{}"),
+    "forward_passes": _Figure("forward passes", "{:.1f}"),
+    "fewer": _Figure("fewer", "{:.1%}"),
+    "slots_evaluated": _Figure("slots evaluated", "{:.0f}"),
+    "rejections": _Figure("rejections", "{:.1f}"),
+    "seconds": _Figure("seconds an image", "{:.3g}"),
+    "images_per_second": _Figure("images a second", "{:.3g}"),
+    "speedup": _Figure("faster", "{:.2f}x"),
+    "nats": _Figure("nats a token", "{:.3f}"),
+    "gap": _Figure("fidelity gap (nats)", "{:+.3f}"),
+    "outside": _Figure("outside the filters", "{:.1%}"),
+    "fid": _Figure("FID", "{:.1f}"),
+    "fid_ratio": _Figure("FID / raster's", "{:.2f}"),
+    "accuracy": _Figure("% right", "{:.1f}", 100),
+    "accuracy_difference": _Figure("against raster (points)", "{:+.1f}", 100),
+    "clip": _Figure("CLIP score", "{:.2f}"),
+    "clip_difference": _Figure("CLIP score, against raster", "{:+.2f}"),
 }
-"""Title and form of each figure, in the order of columns."""
+"""Of each figure, in the order of columns."""
 
 
 def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -45,25 +48,27 @@ def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     last = rows[-1]
     return [
         column
-        for name in _FORMS
+        for name in _FIGURES
         if name in last
         for column in ([f"{name}.{key}" for key in last[name]] if isinstance(last[name], dict) else [name])
     ]
 
 
-def cells(rows: Sequence[Mapping[str, Any]], chosen: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Titles, and the cells of each row, of the ``chosen`` columns; 95 % intervals in brackets."""
-    titles = []
-    for column in chosen:
-        name, _, key = column.partition(".")
-        titles.append(f"{key}, {_FORMS[name][0]}" if key else _FORMS[name][0])
-    return titles, [[_cell(row, column) for column in chosen] for row in rows]
+def cells(
+    rows: Sequence[Mapping[str, Any]], chosen: Sequence[str], brief: bool = False
+) -> tuple[list[str], list[list[str]]]:
+    """Titles, and the cells of each row, of the ``chosen`` columns.
 
+    95 % intervals are in brackets or, if ``brief``, half of their width is behind ±.
+    """
+    figures = [(_FIGURES[name], name, key) for name, _, key in (column.partition(".") for column in chosen)]
+    titles = [f"{key}, {figure.title}" if key else figure.title for figure, _, key in figures]
 
-def _cell(row: Mapping[str, Any], column: str) -> str:
-    name, _, key = column.partition(".")
-    value = row.get(name, {}).get(key) if key else row.get(name)
-    return _NONE if value is None else _FORMS[name][1](value)
+    def cell(row: Mapping[str, Any], figure: _Figure, name: str, key: str) -> str:
+        value = row.get(name, {}).get(key) if key else row.get(name)
+        return "–" if value is None else figure.cell(value, brief)
+
+    return titles, [[cell(row, *figure) for figure in figures] for row in rows]
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], chosen: Sequence[str]) -> str:
