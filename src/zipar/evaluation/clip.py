@@ -35,7 +35,8 @@ class ClipScorer:
     def __init__(self, name: str | Path, device: str | torch.device = "cpu") -> None:
         """
         Args:
-            name: a directory or a hub id, with safetensors, such as "openai/clip-vit-large-patch14".
+            name: a directory or a hub id, with safetensors, such as "openai/clip-vit-large-patch14". The CLIP of the
+                paper, "openai/clip-vit-base-patch32", is published as a pickle: save it as safetensors first.
             device: where CLIP runs, in float32.
 
         Raises:
