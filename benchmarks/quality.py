@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import near_ties
+import numpy as np
 import projections
 import unwritten_zeros
-from decoding import machine
 
+from decoding import machine
 from zipar.decoding import names
 from zipar.decoding.strategy import Strategy
 from zipar.evaluation import plots, tables
@@ -31,7 +32,7 @@ from zipar.models import auto
 from zipar.pipeline import Pipeline
 
 sys.path.append(str(Path(__file__).parents[1] / "recipes" / "emoji"))
-from prompts import prompts  # type: ignore[import-not-found]  # noqa: E402
+from prompts import prompts  # type: ignore[import-not-found]
 
 STRATEGIES = [
     *(f"zipar:{window}" for window in (1, 2, 3, 4)),
@@ -127,26 +128,20 @@ def verdict(rows: Sequence[Row]) -> str:
 
 def adaptive_against_fixed(rows: Sequence[Row]) -> str:
     """The gap of each adaptive window, and that of fixed windows at as many passes, by linear interpolation."""
-    fixed = sorted((row["forward_passes"], row) for row in rows if row["strategy"] in {f"zipar:{w}" for w in range(1, 5)})
+    fixed = [row for row in rows if row["strategy"] in {f"zipar:{window}" for window in (1, 2, 3, 4)}]
+    grid = [row["forward_passes"] for row in fixed]
     lines = []
     for row in rows:
         if not row["strategy"].startswith("adaptive"):
             continue
-        passes = row["forward_passes"]
-        pairs = [(a, b) for (low, a), (high, b) in zip(fixed, fixed[1:], strict=False) if low <= passes <= high]
-        if not pairs:
-            continue
-        a, b = pairs[0]
-        share = (passes - a["forward_passes"]) / (b["forward_passes"] - a["forward_passes"])
-
-        def between(name: str, a: Row = a, b: Row = b, share: float = share) -> float:
-            value: float = (1 - share) * a[name].value + share * b[name].value
-            return value
-
+        gap, fid = (
+            np.interp(row["forward_passes"], grid, [each[name].value for each in fixed])
+            for name in ("gap", "fid_ratio")
+        )
         lines.append(
-            f"- `{row['strategy']}`: {passes:.1f} passes, gap {row['gap'].value:+.3f} [{row['gap'].low:+.3f}, "
-            f"{row['gap'].high:+.3f}], FID {row['fid_ratio'].value:.2f} of raster's; fixed windows at as many passes: "
-            f"gap {between('gap'):+.3f}, FID {between('fid_ratio'):.2f}."
+            f"- `{row['strategy']}`: {passes:.1f} passes, gap {row['gap'].value:+.3f} "
+            f"[{row['gap'].low:+.3f}, {row['gap'].high:+.3f}], FID {row['fid_ratio'].value:.2f} of raster's; fixed "
+            f"windows at as many passes: gap {gap:+.3f}, FID {fid:.2f}."
         )
     return "\n".join(lines)
 
@@ -187,7 +182,9 @@ def main() -> None:
 
     args.docs.mkdir(exist_ok=True)
     plots.save_curves(rows, args.docs / "quality.png")
-    shown = [(row["strategy"], found) for row, found in zip(rows, report.pictures, strict=True) if row["strategy"] in SHOWN]
+    shown = [
+        (row["strategy"], found) for row, found in zip(rows, report.pictures, strict=True) if row["strategy"] in SHOWN
+    ]
     plots.save_sheet(*zip(*shown, strict=True), study.prompts, args.docs / "quality-images.png")  # type: ignore[call-arg]
     text = (Path(__file__).parent / "quality.md").read_text(encoding="utf-8")
     filled = text.format(
