@@ -134,10 +134,8 @@ def adaptive_against_fixed(rows: Sequence[Row]) -> str:
     for row in rows:
         if not row["strategy"].startswith("adaptive"):
             continue
-        gap, fid = (
-            np.interp(row["forward_passes"], grid, [each[name].value for each in fixed])
-            for name in ("gap", "fid_ratio")
-        )
+        passes = row["forward_passes"]
+        gap, fid = (np.interp(passes, grid, [each[name].value for each in fixed]) for name in ("gap", "fid_ratio"))
         lines.append(
             f"- `{row['strategy']}`: {passes:.1f} passes, gap {row['gap'].value:+.3f} "
             f"[{row['gap'].low:+.3f}, {row['gap'].high:+.3f}], FID {row['fid_ratio'].value:.2f} of raster's; fixed "
