@@ -21,28 +21,36 @@ import matplotlib.pyplot as plt
 import torch
 
 import zipar
+from zipar.decoding.jacobi import CoupledJacobi
 from zipar.decoding.raster import Raster
 from zipar.decoding.strategy import Strategy
 from zipar.decoding.zipar import ZipAR
 from zipar.image_tokenizers.vq import VQConfig, VQModel
 from zipar.models.llamagen import LlamaGen, LlamaGenConfig, Transformer
+from zipar.models.packing import pack
 
 LLAMAGEN_B = LlamaGenConfig(layers=12, heads=12, dim=768, classes=1000, grid_side=24)
 
 
-def llamagen_b() -> zipar.Pipeline:
-    """A pipeline of LlamaGen-B with random weights; its image tokenizer is small, for it is not what is timed."""
+def llamagen_b(packed: bool = True) -> zipar.Pipeline:
+    """A pipeline of LlamaGen-B with random weights; its image tokenizer is small, for it is not what is timed.
+
+    ``packed`` is what loading a checkpoint does to weights on CPUs.
+    """
     torch.manual_seed(0)
     decoder = Transformer(LLAMAGEN_B)
     for weight in decoder.parameters():
         if weight.ndim > 1:
             torch.nn.init.normal_(weight, std=0.02)
     image_tokenizer = VQModel(VQConfig(16384, 8, 32, (1, 1, 1, 1, 1), 1, 32))
-    return zipar.Pipeline(LlamaGen(decoder, image_tokenizer).eval().requires_grad_(False))
+    model = LlamaGen(decoder, image_tokenizer).eval().requires_grad_(False)
+    if packed:
+        pack(model.stepped())
+    return zipar.Pipeline(model)
 
 
-def strategies(windows: list[int]) -> dict[str, Strategy]:
-    """By the name that tables give them."""
+def static(windows: list[int]) -> dict[str, Strategy]:
+    """Strategies whose passes do not depend on the image, by the name that tables give them."""
     named: dict[str, Strategy] = {"raster": Raster()}
     for window in windows:
         named[f"ZipAR {window}"] = ZipAR(window)
@@ -50,11 +58,19 @@ def strategies(windows: list[int]) -> dict[str, Strategy]:
     return named
 
 
+DRAFTED: dict[str, Strategy] = {
+    "ZipAR 4, 4 ahead": ZipAR(4, 4),
+    "ZipAR 4, 8 ahead": ZipAR(4, 8),
+    "Jacobi, 8 ahead": CoupledJacobi(8),
+    "Jacobi, 16 ahead": CoupledJacobi(16),
+}
+"""Strategies whose passes depend on the image: random weights would tell nothing."""
+
+
 def measure(
-    pipe: zipar.Pipeline, prompt: str, guidance: float, windows: list[int], repeats: int
+    pipe: zipar.Pipeline, prompt: str, guidance: float, named: dict[str, Strategy], repeats: int
 ) -> list[dict[str, Any]]:
     """A row a strategy; rounds are interleaved, so that a slow moment of the machine meets all alike."""
-    named = strategies(windows)
     times: dict[str, list[float]] = {name: [] for name in named}
     stats = {}
     for turn in range(repeats + 1):
@@ -180,17 +196,21 @@ def main() -> None:
 
     big, small = llamagen_b(), zipar.pipeline("emoji")
     results = {
-        "LlamaGen-B, 24 x 24, random weights": measure(big, "207", 4.0, [16, 8, 4, 2], args.repeats),
+        "LlamaGen-B, 24 x 24, random weights": measure(big, "207", 4.0, static([16, 8, 4, 2]), args.repeats),
         "emoji, 16 x 16": measure(
             small,
             "a large red fox on a blue background, 3d style",
             small.model.defaults.guidance_scale,
-            [8, 4, 3, 2],
+            static([8, 4, 3, 2]) | DRAFTED,
             args.repeats,
         ),
     }
     report: dict[str, Any] = {"machine": machine(), "results": results}
-    report["cost_of_a_pass"] = cost_of_a_pass(big, [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16])
+    widths = [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16]
+    costs = zip(cost_of_a_pass(big, widths), cost_of_a_pass(llamagen_b(packed=False), widths), strict=True)
+    report["cost_of_a_pass"] = [
+        {**packed, "milliseconds_unpacked": unpacked["milliseconds"]} for packed, unpacked in costs
+    ]
     text = [f"Machine: {report['machine']}. Float32, guidance (two rows), batch 1, median of {args.repeats}."]
     text += [f"\n{name}\n\n{table(rows)}" for name, rows in results.items()]
     if args.reference is not None:
@@ -201,9 +221,13 @@ def main() -> None:
             f"ours: {ours:.2f} s ({report['reference_raster_seconds'] / ours:.2f}x faster)."
         )
     text.append(
-        "\nCost of one LlamaGen-B pass by its queries (each for two rows):\n\n| queries | ms |\n| ---: | ---: |"
+        "\nCost of one LlamaGen-B pass by its queries (each for two rows):\n\n"
+        "| queries | ms | ms with PyTorch's own linear layers |\n| ---: | ---: | ---: |"
     )
-    text += [f"| {row['queries']} | {row['milliseconds']:.1f} |" for row in report["cost_of_a_pass"]]
+    text += [
+        f"| {row['queries']} | {row['milliseconds']:.1f} | {row['milliseconds_unpacked']:.1f} |"
+        for row in report["cost_of_a_pass"]
+    ]
     (args.output / "decoding.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     (args.output / "decoding.md").write_text("\n".join(text) + "\n", encoding="utf-8")
     plot(results, args.output / "decoding.png")

@@ -25,7 +25,7 @@ from zipar.decoding.raster import Raster
 from zipar.decoding.sampling import Sampling
 from zipar.decoding.strategy import Strategy
 from zipar.decoding.zipar import ZipAR
-from zipar.evaluation.fidelity import negative_log_likelihood
+from zipar.evaluation.fidelity import likelihood
 from zipar.models.base import VisualModel
 
 
@@ -72,7 +72,7 @@ def nll(model: VisualModel, prompts: list[str], strategy: Strategy, seeds: list[
     grid = model.grid(*model.image_size)
     prefix = model.prefix(prompts, None, sampling.guided, grid)
     tokens = decode(model, prefix, grid, strategy, sampling, seeds).tokens
-    return negative_log_likelihood(model, prefix, grid, tokens, sampling).cpu().numpy()
+    return likelihood(model, prefix, grid, tokens, sampling).nats.cpu().numpy()
 
 
 def main() -> None:

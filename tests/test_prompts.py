@@ -46,3 +46,13 @@ def test_a_prompt_without_a_required_attribute_is_refused_with_close_matches(voc
         vocabulary.check("a red aple")
     with pytest.raises(ZipARError, match="lists the 3 known"):
         vocabulary.check("on a blue background")
+
+
+def test_samples_are_prompts_the_model_knows(vocabulary):
+    drawn = [vocabulary.sample(seed) for seed in range(50)]
+    assert drawn == [vocabulary.sample(seed) for seed in range(50)]
+    for prompt in drawn:
+        vocabulary.check(prompt)
+        assert vocabulary.parse(prompt).keys() == vocabulary.parse(vocabulary.example).keys()
+    for attribute in vocabulary.parse(vocabulary.example):
+        assert len({vocabulary.parse(prompt)[attribute] for prompt in drawn}) > 1

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from zipar.checkpoints.tuned import tuned
 from zipar.decoding.engine import Progress, decode
 from zipar.decoding.strategy import Strategy
 from zipar.decoding.zipar import ZipAR
@@ -58,8 +59,10 @@ class PipelineOutput:
 class Pipeline:
     """A model, ready to turn prompts into images."""
 
-    def __init__(self, model: VisualModel) -> None:
+    def __init__(self, model: VisualModel, strategy: Strategy | None = None) -> None:
+        """``strategy`` is that of calls that name none; None for ``ZipAR()``."""
         self.model = model
+        self.strategy = strategy or ZipAR()
 
     @torch.inference_mode()
     def __call__(
@@ -82,7 +85,7 @@ class Pipeline:
 
         Args:
             prompt: one prompt or several; all images are decoded in one batch, prompt by prompt.
-            strategy: the order of decoding; None for ``ZipAR()``.
+            strategy: the order of decoding; None for the pipeline's own.
             seed: one an image, or one number, from which images count up.
             guidance_scale, temperature, top_k, top_p: see ``Sampling``; None for the model's defaults.
             negative_prompt: what to steer away from, one for all or one a prompt.
@@ -132,7 +135,7 @@ class Pipeline:
             grid,
         )
         encoding = time.perf_counter() - started
-        decoded = decode(self.model, prefix, grid, strategy or ZipAR(), sampling, seeds, callback)
+        decoded = decode(self.model, prefix, grid, strategy or self.strategy, sampling, seeds, callback)
         free = grid.free().flatten()
         shape = (images, grid.rows, grid.columns) if grid.frames == 1 else (images, *grid.free().shape)
         codes = self.model.codes(decoded.tokens[:, free]).view(shape)
@@ -171,10 +174,15 @@ def pipeline(
 ) -> Pipeline:
     """A pipeline of a checkpoint directory, an embedded model ("emoji"), a hub id or a loaded model.
 
+    Its strategy is what ``zipar tune`` chose for the checkpoint, else ``ZipAR()``.
+
     Raises:
         ZipARError: no such checkpoint, a damaged one, or one of an unsupported family.
     """
-    return Pipeline(model if isinstance(model, VisualModel) else auto.load(model, dtype, device))
+    if isinstance(model, VisualModel):
+        return Pipeline(model)
+    directory = auto.find(model)
+    return Pipeline(auto.load(directory, dtype, device), tuned(directory))
 
 
 def _repeat(items: Sequence[str], times: int) -> list[str]:

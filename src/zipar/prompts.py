@@ -3,6 +3,7 @@
 import difflib
 import itertools
 import json
+import random
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,15 @@ class PromptVocabulary:
             + (f"did you mean {hint}? " if hint else "")
             + f"A prompt reads like {self.example!r}; `zipar prompts` lists the {len(set(phrases.values()))} known"
         )
+
+    def sample(self, seed: int) -> str:
+        """A prompt like the example, with values drawn for the attributes that the example names."""
+        draw, text, named = random.Random(seed), self.example, self.parse(self.example)
+        for phrase, attribute, value in self._phrases():
+            if named.get(attribute) == value and phrase in text:
+                text = text.replace(phrase, f"{{{attribute}}}", 1)
+                del named[attribute]
+        return text.format(**{name: draw.choice(list(values.values()))[0] for name, values in self.attributes.items()})
 
     def _phrases(self) -> list[tuple[str, str, str]]:
         phrases = [

@@ -5,7 +5,7 @@ import torch
 
 from zipar import Raster, Sampling, TokenGrid, ZipAR
 from zipar.decoding.engine import additive, decode
-from zipar.evaluation.fidelity import negative_log_likelihood
+from zipar.evaluation.fidelity import likelihood
 
 TEXTS = ["a red fox in the snow", "fox", "two small birds"]
 GRIDS = {"plain": TokenGrid(4, 5), "row and frame ends": TokenGrid(3, 3, frames=2, row_end=7, frame_end=(8, 9))}
@@ -19,7 +19,7 @@ def test_equals_one_plain_forward(tiny_models, grid, sampling, chunk):
     with torch.inference_mode():
         prefix = model.prefix(TEXTS, None, sampling.guided, grid)
         tokens = decode(model, prefix, grid, ZipAR(2), sampling, [1, 2, 3]).tokens
-        found = negative_log_likelihood(model, prefix, grid, tokens, sampling, chunk)
+        found = likelihood(model, prefix, grid, tokens, sampling, chunk)
         for image, text in enumerate(TEXTS):
             branches = []
             alone = model.prefix([text], None, sampling.guided, grid)
@@ -38,7 +38,25 @@ def test_equals_one_plain_forward(tiny_models, grid, sampling, chunk):
             scores = (logits / (sampling.temperature or 1)).log_softmax(-1)
             free = grid.free().flatten()
             expected = -scores[free, tokens[image, free]].double().mean()
-            torch.testing.assert_close(found[image], expected, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(found.nats[image], expected, atol=1e-5, rtol=1e-5)
+            # what a filter keeps, by its definition: a token with fewer than top-k likelier ones
+            likelier = (scores[free] > scores[free, tokens[image, free], None]).sum(-1)
+            kept = 1 if sampling.temperature == 0 else sampling.top_k or 50
+            assert found.outside[image] == (likelier >= kept).double().mean()
+
+
+def test_raster_draws_nothing_that_raster_could_not(tiny_models):
+    model, grid, sampling = tiny_models.by_text, TokenGrid(4, 5), Sampling(2.0, top_k=5, top_p=0.8)
+    with torch.inference_mode():
+        prefix = model.prefix(TEXTS, None, True, grid)
+        outside = {
+            strategy: likelihood(
+                model, prefix, grid, decode(model, prefix, grid, strategy, sampling, [1, 2, 3]).tokens, sampling
+            ).outside
+            for strategy in (Raster(), ZipAR(1))
+        }
+    assert not outside[Raster()].any()
+    assert outside[ZipAR(1)].all()
 
 
 def test_raster_samples_are_as_likely_as_the_model_is_sure(tiny_models):
@@ -48,9 +66,9 @@ def test_raster_samples_are_as_likely_as_the_model_is_sure(tiny_models):
     with torch.inference_mode():
         prefix = model.prefix(TEXTS, None, False, grid)
         figures = {
-            name: negative_log_likelihood(
+            name: likelihood(
                 model, prefix, grid, decode(model, prefix, grid, strategy, sampling, [1, 2, 3]).tokens, free
-            ).mean()
+            ).nats.mean()
             for name, strategy, sampling in (
                 ("greedy", Raster(), greedy),
                 ("raster", Raster(), free),

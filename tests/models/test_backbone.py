@@ -9,7 +9,6 @@ import zipar
 from zipar import Raster, Sampling, TokenGrid, ZipAR
 from zipar.decoding.cache import SlotCache, SlotCacheLayer
 from zipar.decoding.engine import additive, decode
-from zipar.models import auto
 from zipar.models.janus import Janus
 
 PROMPTS = ["a red fox in the snow", "birds"]
@@ -18,7 +17,7 @@ GRID = TokenGrid(6, 6)
 
 @pytest.fixture(scope="module")
 def model(janus_directory):
-    return auto.load(janus_directory, device="cpu")
+    return Janus.load(janus_directory, torch.float32, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

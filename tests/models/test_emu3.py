@@ -37,7 +37,7 @@ def checkpoint(emu3_directories):
 
 @pytest.fixture(scope="module")
 def model(checkpoint):
-    return auto.load(checkpoint, device="cpu")
+    return Emu3.load(checkpoint, torch.float32, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -331,7 +331,7 @@ def test_weights_may_be_named_as_the_modules_are(copy, model):
     weights = model.model.state_dict()
     assert weights.keys().isdisjoint(published)
     save_file(weights, copy / "model.safetensors", {"format": "pt"})
-    loaded = auto.load(copy, device="cpu").model.state_dict()
+    loaded = Emu3.load(copy, torch.float32, torch.device("cpu")).model.state_dict()
     assert loaded.keys() == weights.keys()
     assert all(weight.equal(loaded[name]) for name, weight in weights.items())
 

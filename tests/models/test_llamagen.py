@@ -122,3 +122,17 @@ def test_rotations_turn_half_of_the_pairs_with_the_row_and_half_with_the_column(
             a, b = x[0, slot, 0, 2 * pair : 2 * pair + 2]
             wanted = torch.stack([a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()])
             torch.testing.assert_close(turned[0, slot, 0, 2 * pair : 2 * pair + 2], wanted)
+
+
+def test_example_prompts_suit_the_model(tiny_models):
+    classes = tiny_models.by_class.examples(40)
+    assert {int(text) for text in classes} <= set(range(10))
+    assert len(set(classes)) > 3
+    sentences = tiny_models.by_text.examples(40)
+    assert len(sentences) == 40
+    assert all(len(text.split()) > 3 for text in sentences)
+    for model, prompts in ((tiny_models.by_class, classes), (tiny_models.by_text, sentences)):
+        assert model.examples(3) == prompts[:3]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tiny model reads 8 words of a prompt
+            assert len(model.prefix(prompts[:4], None, False).valid) == 4

@@ -57,3 +57,9 @@ def test_its_example_prompt_mentions_all_it_knows(emoji):
         "background": "blue",
         "style": "flat",
     }
+
+
+def test_its_sample_prompts_hold_no_word_it_does_not_know(emoji):
+    prompts = emoji.model.examples(30)
+    assert len(set(prompts)) == 30
+    assert not any(emoji.model.vocabulary.unknown(prompt) for prompt in prompts)

@@ -55,11 +55,12 @@ def compare(
     for path, suffixes in ((output, outputs.PICTURES), (stats, (".json",)), (animate, (".gif",))):
         outputs.check(path, *suffixes)
 
-    from zipar.cli import drawing, session, strategies
+    from zipar.cli import drawing, session
     from zipar.cli.progress import bars, spinner
+    from zipar.decoding import names
     from zipar.decoding.raster import Raster
 
-    chosen = list(dict.fromkeys([Raster(), *map(strategies.parse, strategy or STRATEGIES)]))
+    chosen = list(dict.fromkeys([Raster(), *map(names.parse, strategy or STRATEGIES)]))
     started = session.start(
         [prompt],
         model=model,
@@ -78,17 +79,16 @@ def compare(
     with bars(started.grid, quiet) as add:
         _, *made = [
             started.run(each, add(title, each))
-            for each, title in [(fastest, "warming up"), *((each, strategies.name(each)) for each in chosen)]
+            for each, title in [(fastest, "warming up"), *((each, names.name(each)) for each in chosen)]
         ]
 
     panels = [
-        drawing.Panel(strategies.title(each), out.images[0], out.born[0])
-        for each, out in zip(chosen, made, strict=True)
+        drawing.Panel(names.title(each), out.images[0], out.born[0]) for each, out in zip(chosen, made, strict=True)
     ]
     seconds = [session.seconds(out.stats) for out in made]
     rows = [
         {
-            "strategy": strategies.name(each),
+            "strategy": names.name(each),
             **out.stats.to_dict(),
             "seconds": took,
             "reduction": 1 - out.stats.forward_passes / made[0].stats.forward_passes,

@@ -26,12 +26,13 @@ def generate(
     ],
     model: options.Model = "emoji",
     strategy: Annotated[
-        StrategyName,
+        StrategyName | None,
         typer.Option(
             help="zipar: rows grow together. adaptive: a row waits where more context changes its start. jacobi: the "
-            "very image of raster order, in fewer passes. raster: one token after the other, the baseline."
+            "very image of raster order, in fewer passes. raster: one token after the other, the baseline.",
+            show_default="what `zipar tune` chose, else zipar",
         ),
-    ] = StrategyName.zipar,
+    ] = None,
     window: options.Window = None,
     lookahead: options.Lookahead = None,
     first_row: Annotated[
@@ -86,11 +87,11 @@ def generate(
     for path, suffixes in ((output, outputs.PICTURES), (tokens, (".npy",)), (stats, (".json",)), (animate, (".gif",))):
         outputs.check(path, *suffixes)
 
-    from zipar.cli import drawing, session, strategies
+    from zipar.cli import drawing, session
     from zipar.cli.progress import bars, spinner
+    from zipar.decoding import names
     from zipar.decoding.raster import Raster
 
-    chosen = strategies.make(strategy.value, window, lookahead, first_row and first_row.value)
     started = session.start(
         prompts,
         model=model,
@@ -106,6 +107,9 @@ def generate(
         top_k=top_k,
         top_p=top_p,
     )
+    chosen = started.pipe.strategy
+    if any(given is not None for given in (strategy, window, lookahead, first_row)):
+        chosen = names.make(strategy.value if strategy else "zipar", window, lookahead, first_row and first_row.value)
     with bars(started.grid, quiet) as add:
         made = started.run(chosen, add("decoding", chosen))
 
@@ -116,15 +120,15 @@ def generate(
     if tokens:
         files[tokens] = outputs.array(made.tokens)
     if stats:
-        record = {**made.stats.to_dict(), "strategy": strategies.name(chosen), **started.record()}
+        record = {**made.stats.to_dict(), "strategy": names.name(chosen), **started.record()}
         files[stats] = outputs.record(record)
     if animate:
-        panel = drawing.Panel(strategies.title(chosen), made.images[0], made.born[0])
+        panel = drawing.Panel(names.title(chosen), made.images[0], made.born[0])
         files[animate] = lambda path: drawing.save_animation(path, [panel], prompts[0])
     with spinner("writing", quiet):
         outputs.write(files)
     if not quiet:
-        names = str(paths[0]) if len(paths) == 1 else f"{paths[0]} ... {paths[-1].name}"
+        where = str(paths[0]) if len(paths) == 1 else f"{paths[0]} ... {paths[-1].name}"
         raster = Raster().passes(started.grid)
         fewer = f" instead of {raster}" if made.stats.forward_passes < raster else ""
-        print(f"{names}: {made.stats.forward_passes} forward passes{fewer}, {session.seconds(made.stats):.2f} s")
+        print(f"{where}: {made.stats.forward_passes} forward passes{fewer}, {session.seconds(made.stats):.2f} s")

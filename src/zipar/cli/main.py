@@ -9,7 +9,7 @@ from typing import Annotated, TextIO
 import typer
 
 import zipar
-from zipar.cli import compare, convert, generate, plan, prompts
+from zipar.cli import compare, convert, evaluate, generate, plan, prompts, tune
 from zipar.errors import ZipARError
 
 app = typer.Typer(
@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 app.command("generate")(generate.generate)
 app.command("compare")(compare.compare)
+app.command("eval")(evaluate.evaluate)
+app.command("tune")(tune.tune)
 app.command("plan")(plan.plan)
 app.command("prompts")(prompts.prompts)
 app.add_typer(convert.app, name="convert")

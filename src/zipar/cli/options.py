@@ -74,6 +74,23 @@ Lookahead = Annotated[
     ),
 ]
 
+PromptFile = Annotated[
+    Path | None,
+    typer.Argument(metavar="[PROMPTS.txt]", help="A prompt a line.", show_default="examples that suit the model"),
+]
+BatchSize = Annotated[int, typer.Option(min=1, metavar="NUMBER", help="Images that are decoded together.")]
+Strategies = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--strategy",
+        "-s",
+        metavar="NAME[:NUMBER...]",
+        help="Such as zipar:8, zipar:8:wave, zipar:4:16 (lookahead 16), adaptive:2, jacobi:16; may be given "
+        "several times. Raster order always comes first.",
+        show_default="several",
+    ),
+]
+
 _OWN: dict[str, Any] = {"show_default": "the model's own", "rich_help_panel": "Sampling"}
 Seed = Annotated[
     int,
@@ -110,6 +127,24 @@ Animate = Annotated[
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.", rich_help_panel="Output")
 ]
+
+
+def read_prompts(path: Path | None) -> list[str]:
+    """The lines of a prompt file, blank ones left out; none where there is no file.
+
+    Raises:
+        ZipARError: it cannot be read, or holds no prompt.
+    """
+    if path is None:
+        return []
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ZipARError(f"{path} cannot be read: give a UTF-8 text file with a prompt a line ({error})") from error
+    prompts = [line for line in lines if line]
+    if not prompts:
+        raise ZipARError(f"{path} holds no prompt: write one a line")
+    return prompts
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

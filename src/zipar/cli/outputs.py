@@ -31,6 +31,21 @@ def check(path: Path | None, *suffixes: str) -> None:
         raise ZipARError(f"{path} cannot be written: no permission to write in {path.parent}")
 
 
+def check_directory(path: Path) -> None:
+    """Raise where no files could be written into the directory ``path``, which need not be there yet.
+
+    Raises:
+        ZipARError: says what is wrong with it.
+    """
+    there = path
+    while not there.exists() and there.parent != there:
+        there = there.parent
+    if not there.is_dir():
+        raise ZipARError(f"{path} cannot be made: {there} is no directory")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ZipARError(f"{path} cannot be written: no permission to write in {there}")
+
+
 def numbered(path: Path, count: int) -> list[Path]:
     """``fox.png`` for one file; ``fox-0.png``, ``fox-1.png`` ... for several, padded so that they sort."""
     if count == 1:

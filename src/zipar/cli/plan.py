@@ -28,13 +28,13 @@ def plan(
     """
     wanted = options.parse_size(size)
 
-    from zipar.cli import strategies
     from zipar.cli.outline import outline
     from zipar.cli.tables import show
+    from zipar.decoding import names
     from zipar.decoding.raster import Raster
     from zipar.decoding.zipar import ZipAR
 
-    drafted = strategies.make("zipar", window, lookahead)
+    drafted = names.make("zipar", window, lookahead)
     assert isinstance(drafted, ZipAR)
     zipar = replace(drafted, lookahead=1)
     shown = [Raster(), zipar, replace(zipar, first_row="wave")]
@@ -48,7 +48,7 @@ def plan(
         passes, fewest = strategy.passes(grid), strategy.fewest_passes(grid)
         rows.append(
             {
-                "strategy": strategies.name(strategy),
+                "strategy": names.name(strategy),
                 "forward_passes": passes,
                 "fewest_passes": fewest,
                 "reduction": 1 - passes / grid.tokens,
@@ -77,7 +77,7 @@ def plan(
     if drafted != zipar:
         print("With a lookahead the passes depend on the image: how many of its drafts come true.")
     if max(grid.rows, grid.columns) <= WIDEST:
-        _draw(zipar.timetable(grid)[0], strategies.name(zipar))
+        _draw(zipar.timetable(grid)[0], names.name(zipar))
 
 
 def _range(form: str, low: float, high: float) -> str:

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from zipar.decoding.engine import Progress
@@ -44,3 +44,19 @@ def bars(grid: TokenGrid, quiet: bool) -> Iterator[Callable[[str, Strategy], Cal
             return moved
 
         yield add
+
+
+@contextmanager
+def counter(images: int | None, quiet: bool) -> Iterator[Callable[[str, int], None]]:
+    """Yields a function that says what is being made, and how many more of ``images`` (None if nobody knows) are."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("images"),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+    )
+    with Bars(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as shown:
+        task = shown.add_task("warming up", total=images)
+        yield lambda title, made: shown.update(task, description=title, advance=made)

@@ -1,21 +1,28 @@
 """What ``generate`` and ``compare`` share: a loaded model, and arguments that are the same for all its calls."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from zipar.checkpoints.tuned import tuned
 from zipar.cli.options import DType, parse_size
 from zipar.cli.progress import spinner
 from zipar.decoding.engine import Progress
 from zipar.decoding.sampling import Sampling
 from zipar.decoding.strategy import Strategy
 from zipar.errors import ZipARError
+from zipar.evaluation.samples import Study, stamp
 from zipar.grid import TokenGrid
 from zipar.models import auto
 from zipar.pipeline import DecodingStats, Pipeline, PipelineOutput
+
+EXAMPLES = 32
+"""Images of each strategy where neither prompts nor a number is given."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,7 @@ class Session:
     """A pipeline and the arguments of its calls."""
 
     name: str
+    directory: Path
     pipe: Pipeline
     prompts: list[str]
     negative_prompt: str | None
@@ -38,7 +46,7 @@ class Session:
         Raises:
             ZipARError: an argument that the model cannot honour.
         """
-        try:
+        with enough_memory():
             return self.pipe(
                 self.prompts,
                 strategy=strategy,
@@ -50,10 +58,6 @@ class Session:
                 callback=callback,
                 **dataclasses.asdict(self.sampling),
             )
-        except torch.OutOfMemoryError as error:
-            raise ZipARError(
-                "the GPU has too little memory: use fewer images, a smaller --dtype or --device cpu"
-            ) from error
 
     def record(self) -> dict[str, Any]:
         """The arguments, for a JSON file."""
@@ -101,7 +105,8 @@ def start(
     pixels = wanted or loaded.image_size
     return Session(
         name=model,
-        pipe=Pipeline(loaded),
+        directory=directory,
+        pipe=Pipeline(loaded, tuned(directory)),
         prompts=list(prompts),
         negative_prompt=negative_prompt,
         sampling=dataclasses.replace(loaded.defaults, **given),
@@ -109,6 +114,47 @@ def start(
         grid=loaded.grid(*pixels),
         seed=seed,
         num_images=num_images,
+    )
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Turn running out of the GPU's memory into an error that says what to do.
+
+    Raises:
+        ZipARError: it happened.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ZipARError(
+            "the GPU has too little memory: use fewer images at a time, a smaller --dtype or --device cpu"
+        ) from error
+
+
+def study(started: Session, images: int | None, batch_size: int, folder: Path) -> Study:
+    """The prompts of ``started``, or examples that suit its model, ``images`` in all.
+
+    Raises:
+        ZipARError: fewer than two images, which have no confidence interval, or a prompt that the model does not know.
+    """
+    model = started.pipe.model
+    prompts = started.prompts or model.examples(images or EXAMPLES)
+    if model.vocabulary is not None:  # now, and not after hours
+        for prompt in prompts:
+            model.vocabulary.check(prompt)
+    count = images or len(prompts)
+    if count < 2:
+        raise ZipARError("a single image says nothing: give more prompts, or --images 2 or more")
+    return Study(
+        model=model,
+        stamp=stamp(started.directory),
+        prompts=[prompts[i % len(prompts)] for i in range(count)],
+        sampling=started.sampling,
+        grid=started.grid,
+        seed=started.seed,
+        batch_size=batch_size,
+        folder=folder,
     )
 
 

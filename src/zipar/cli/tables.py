@@ -11,7 +11,7 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; all columns but the first hold numbers."""
     table = Table(box=box.SIMPLE_HEAD)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", no_wrap=True)
+        table.add_column(column, justify="right" if i else "left", no_wrap=i == 0)
     for row in rows:
         table.add_row(*row)
     Console().print(table)

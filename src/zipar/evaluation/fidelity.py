@@ -5,31 +5,40 @@ teacher-forced pass over the finished image: the mean negative log-likelihood of
 context, less the same of raster samples. No reference images and no classifier are needed.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from zipar.decoding.cache import SlotCache
 from zipar.decoding.engine import Decodable, Prefix, additive, prefill_mask
-from zipar.decoding.sampling import Sampling, guide
+from zipar.decoding.sampling import Sampling, guide, probabilities
 from zipar.grid import TokenGrid
 
 
-@torch.inference_mode()
-def negative_log_likelihood(
-    model: Decodable, prefix: Prefix, grid: TokenGrid, tokens: Tensor, sampling: Sampling, chunk: int = 1024
-) -> Tensor:
-    """Mean negative log-likelihood of each image's tokens under full raster context, in nats a token.
+class Likelihood(NamedTuple):
+    """How the tokens of each image look to raster decoding; float64 (images,) each."""
 
-    Guidance and temperature are those the tokens were drawn with. Top-k and top-p are left out: under them a token
-    that raster order would filter out has no finite likelihood.
+    nats: Tensor
+    """Mean negative log-likelihood of a token."""
+    outside: Tensor
+    """Share of tokens that raster decoding could not have drawn there: top-k, top-p or greediness leave them out."""
+
+
+@torch.inference_mode()
+def likelihood(
+    model: Decodable, prefix: Prefix, grid: TokenGrid, tokens: Tensor, sampling: Sampling, chunk: int = 1024
+) -> Likelihood:
+    """How likely finished images are under full raster context.
+
+    Guidance and temperature are those the tokens were drawn with (temperature 1 where they were greedy). Filters are
+    told apart: the negative log-likelihood is that before top-k and top-p, for a token that they leave out has none
+    after them, and the share of such tokens is counted.
 
     Args:
         model, prefix, grid, sampling: as ``decode`` was given them.
         tokens: int64 (images, slots), as ``decode`` returned them.
         chunk: slots evaluated at a time.
-
-    Returns:
-        float64 (images,).
     """
     device, dtype = prefix.embeddings.device, prefix.embeddings.dtype
     rows, length = prefix.valid.shape
@@ -40,21 +49,24 @@ def negative_log_likelihood(
     fed = tokens.repeat(2 if sampling.guided else 1, 1)
     lengths = prefix.valid.sum(1)
 
-    def likelihood(logits: Tensor, first: int) -> Tensor:
+    filtered = sampling.temperature == 0 or sampling.top_k > 0 or sampling.top_p < 1
+
+    def weigh(logits: Tensor, first: int) -> tuple[Tensor, Tensor]:
         if sampling.guided:
             logits = guide(logits, sampling.guidance_scale)
         targets = slice(first, first + logits.shape[1])
-        scores = (logits / (sampling.temperature or 1.0)).log_softmax(-1)
-        chosen = scores.gather(-1, tokens[:, targets, None])[..., 0]
-        return chosen[:, free[targets]].double().sum(1)
+        drawn, counted = tokens[:, targets, None], free[targets]
+        scores = (logits / (sampling.temperature or 1.0)).log_softmax(-1).gather(-1, drawn)[..., 0]
+        impossible = probabilities(logits, sampling).gather(-1, drawn)[..., 0] == 0 if filtered else scores.isinf()
+        return scores[:, counted].double().sum(1), impossible[:, counted].double().sum(1)
 
-    logits = model.prefill(prefix, cache, prefill_mask(prefix))
-    total = likelihood(logits, 0)
+    total, outside = weigh(model.prefill(prefix, cache, prefill_mask(prefix)), 0)
     for queries in slots[:-1].split(chunk):
         extent = int(queries[-1]) + 1
         seen = (slots[:extent] <= queries[:, None]).expand(rows, -1, -1)
         seen = torch.cat([prefix.valid[:, None].expand(-1, len(queries), -1), seen], dim=-1)
         cache.place(queries[None], extent)
         logits = model.step(fed[:, queries], queries[None], lengths, cache, additive(seen, dtype))
-        total += likelihood(logits, int(queries[0]) + 1)
-    return -total / grid.tokens
+        more, beyond = weigh(logits, int(queries[0]) + 1)
+        total, outside = total + more, outside + beyond
+    return Likelihood(-total / grid.tokens, outside / grid.tokens)

@@ -12,6 +12,7 @@ from zipar.models.emu3 import Emu3
 from zipar.models.janus import Janus
 from zipar.models.llamagen import LlamaGen
 from zipar.models.lumina_mgpt import Anole, LuminaMGPT
+from zipar.models.packing import pack
 
 FAMILIES: dict[str, type[VisualModel]] = {model.family: model for model in (LlamaGen, Janus, Emu3, LuminaMGPT, Anole)}
 
@@ -36,7 +37,9 @@ def load(name: str | Path, dtype: torch.dtype | None = None, device: str | torch
         raise ZipARError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
     if dtype is None:
         dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
-    return found.load(directory, dtype, place)
+    model = found.load(directory, dtype, place)
+    pack(model.stepped())
+    return model
 
 
 def family(directory: Path) -> type[VisualModel]:

@@ -19,6 +19,7 @@ from zipar.decoding.attention import attend
 from zipar.decoding.cache import SlotCache, SlotCacheLayer
 from zipar.decoding.engine import Prefix
 from zipar.models.base import VisualModel
+from zipar.models.packing import Packed
 
 
 def _attention(
@@ -93,13 +94,20 @@ class TransformersModel(VisualModel):
         place = getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None)
         return torch.device(embeddings.weight.device if place is None else place)
 
+    def stepped(self) -> list[nn.Module]:
+        return [self.decoder]
+
     def prefill(self, prefix: Prefix, cache: SlotCache, mask: Tensor) -> Tensor:
+        self._packed = Packed(self.stepped())  # anew, for the user may have changed the weights
         positions = (prefix.valid.long().cumsum(1) - 1).clamp(min=0)
-        logits = self.logits(self._run(prefix.embeddings, positions, cache, mask)[:, -1:])
+        with self._packed.in_place():
+            logits = self.logits(self._run(prefix.embeddings, positions, cache, mask)[:, -1:])
         return logits.to(prefix.embeddings.device)  # a device map may have them elsewhere
 
     def step(self, tokens: Tensor, slots: Tensor, lengths: Tensor, cache: SlotCache, mask: Tensor) -> Tensor:
-        return self.logits(self._run(self.embed(tokens), lengths[:, None] + slots, cache, mask)).to(tokens.device)
+        with self._packed.in_place():
+            logits = self.logits(self._run(self.embed(tokens), lengths[:, None] + slots, cache, mask))
+        return logits.to(tokens.device)
 
     def _run(self, embeddings: Tensor, positions: Tensor, cache: SlotCache, mask: Tensor) -> Tensor:
         layers = Cache(layers=[_Layer(layer) for layer in cache.layers])

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import ClassVar
 
@@ -75,12 +76,21 @@ class VisualModel(ABC, nn.Module):
         """
 
     @abstractmethod
+    def stepped(self) -> list[nn.Module]:
+        """The modules that every forward pass runs through."""
+
+    @abstractmethod
     def pixels(self, tokens: Tensor) -> Tensor:
         """Codebook indices (images, rows, columns) -> uint8 pixels (images, height, width, 3)."""
 
     @abstractmethod
     def codes(self, tokens: Tensor) -> Tensor:
         """Tokens as the sequence holds them -> codebook indices, both int64 of one shape."""
+
+    def examples(self, count: int) -> list[str]:
+        """Prompts to try the model with, always the same ones."""
+        lines = files("zipar.models").joinpath("prompts.txt").read_text(encoding="utf-8").splitlines()
+        return [lines[i % len(lines)] for i in range(count)]
 
     @classmethod
     @abstractmethod

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, JanusConfig, JanusForConditionalGeneration, JanusProcessor
 
 from zipar.checkpoints.files import build
@@ -113,6 +113,9 @@ class Janus(TransformersModel):
         bos, pad, boi = special.values()
         unconditional = ids.masked_fill((ids != bos) & (ids != boi), pad)
         return self.prompt(torch.cat([ids, unconditional]), valid.repeat(2, 1))
+
+    def stepped(self) -> list[nn.Module]:
+        return [self.decoder, self.model.model.generation_aligner, self.model.model.generation_head]
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self.model.prepare_embeddings_for_image_generation(tokens)

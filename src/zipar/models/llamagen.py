@@ -5,6 +5,7 @@ the tokens of the image in raster order, with a 2-D rotary embedding over the to
 Parameter names are those of the published checkpoints, so their tensors load unchanged.
 """
 
+import random
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -184,8 +185,18 @@ class LlamaGen(VisualModel):
         hidden = self.decoder(self.decoder.tok_embeddings(tokens), self.rotary[slots], mask, cache)
         return self.decoder.output(hidden).float()
 
+    def stepped(self) -> list[nn.Module]:
+        return [self.decoder]
+
     def codes(self, tokens: Tensor) -> Tensor:
         return tokens
+
+    def examples(self, count: int) -> list[str]:
+        if self.vocabulary is not None:
+            return [self.vocabulary.sample(i) for i in range(count)]
+        if (classes := self.decoder.config.classes) is not None:
+            return [str(draw.randrange(classes)) for draw in map(random.Random, range(count))]
+        return super().examples(count)
 
     def pixels(self, tokens: Tensor) -> Tensor:
         pixels = self.image_tokenizer.decode(tokens).float().clamp(-1, 1)

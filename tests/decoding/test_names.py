@@ -1,8 +1,8 @@
 import pytest
 
 from zipar import AdaptiveZipAR, CoupledJacobi, Raster, ZipAR, ZipARError
-from zipar.cli import strategies
 from zipar.cli.compare import STRATEGIES
+from zipar.decoding import names
 
 
 @pytest.mark.parametrize(
@@ -23,13 +23,13 @@ from zipar.cli.compare import STRATEGIES
     ],
 )
 def test_names(text, strategy):
-    assert strategies.parse(text) == strategy
-    assert strategies.parse(strategies.name(strategy)) == strategy
+    assert names.parse(text) == strategy
+    assert names.parse(names.name(strategy)) == strategy
 
 
 def test_defaults():
-    assert strategies.parse("zipar") == strategies.make("zipar") == ZipAR()
-    assert [strategies.name(strategies.parse(name)) for name in STRATEGIES] == list(STRATEGIES)
+    assert names.parse("zipar") == names.make("zipar") == ZipAR()
+    assert [names.name(names.parse(name)) for name in STRATEGIES] == list(STRATEGIES)
 
 
 @pytest.mark.parametrize(
@@ -45,9 +45,9 @@ def test_defaults():
 )
 def test_what_is_no_strategy_is_refused(text, named):
     with pytest.raises(ZipARError, match=named):
-        strategies.parse(text)
+        names.parse(text)
 
 
 def test_options_that_a_strategy_lacks_are_refused():
     with pytest.raises(ZipARError, match="lookahead 4 does not belong to strategy adaptive"):
-        strategies.make("adaptive", lookahead=4)
+        names.make("adaptive", lookahead=4)

@@ -1,0 +1,100 @@
+"""``zipar tune``: the fewest passes a model's images bear."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zipar.cli import options, outputs
+
+
+def tune(
+    prompts: options.PromptFile = None,
+    model: options.Model = "emoji",
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="NATS",
+            help="How much less likely than raster's the tokens may be, on average, in nats a token.",
+            show_default="0.02",
+        ),
+    ] = None,
+    lookahead: Annotated[
+        int, typer.Option("--lookahead", "-l", min=1, metavar="TOKENS", help="The most drafts to try; 1 for none.")
+    ] = 16,
+    images: Annotated[
+        int,
+        typer.Option(
+            min=2,
+            metavar="NUMBER",
+            help="Images of each setting; prompts are gone through again, with other seeds, if there are fewer.",
+        ),
+    ] = 64,
+    batch_size: options.BatchSize = 16,
+    size: options.Size = None,
+    dtype: options.WeightType = None,
+    device: options.Device = None,
+    seed: options.Seed = 0,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Where finished batches are kept: the same command goes on where it was stopped.",
+            rich_help_panel="Output",
+        ),
+    ] = Path("tuning"),
+    quiet: options.Quiet = False,
+) -> None:
+    """Choose the window and lookahead of the fewest passes whose images stay as likely as raster's.
+
+    The choice is saved beside the checkpoint, as zipar.json: pipelines and `zipar generate` then use it by default.
+    """
+    outputs.check_directory(output)
+
+    from zipar.checkpoints.tuned import FILE
+    from zipar.cli import session
+    from zipar.cli.progress import counter
+    from zipar.cli.tables import show
+    from zipar.decoding import names
+    from zipar.decoding.raster import Raster
+    from zipar.decoding.zipar import ZipAR
+    from zipar.evaluation import report, tables, tuning
+    from zipar.models import auto
+
+    outputs.check_directory(auto.find(model))
+    limit = tuning.TOLERANCE if tolerance is None else tolerance
+    started = session.start(
+        options.read_prompts(prompts),
+        model=model,
+        dtype=dtype,
+        device=device,
+        size=size,
+        seed=seed,
+        negative_prompt=None,
+        quiet=quiet,
+    )
+    study = session.study(started, images, batch_size, output / "batches")
+    tried: dict[str, dict[str, Any]] = {}
+    with counter(None, quiet) as advance, session.enough_memory():
+        study.warm_up(ZipAR(1))
+
+        def measure(strategy: ZipAR) -> tuning.Figures:
+            if (name := names.name(strategy)) not in tried:
+                rows = report.evaluate(
+                    study, [strategy], report.Graders(), 0, lambda each, made: advance(names.name(each), made)
+                ).rows
+                tried.update({row["strategy"]: row for row in rows})
+            return tuning.Figures(tried[name]["gap"].value, tried[name]["forward_passes"])
+
+        best = tuning.search(measure, study.grid.columns, lookahead, limit) or Raster()
+    rows = sorted(tried.values(), key=lambda row: -row["forward_passes"])
+    choice = names.name(best)
+    record = {"strategy": choice, "tolerance": limit, **started.record(), "prompts": study.prompts}
+    outputs.write({started.directory / FILE: outputs.record({**record, "tried": tables.jsonable(rows)})})
+    if not quiet:
+        shown = ("strategy", "forward_passes", "fewer", "slots_evaluated", "seconds", "speedup", "gap")
+        show(*tables.cells(rows, shown, brief=True))
+        print(f"{choice} is the default of {model} from now on ({started.directory / FILE})")

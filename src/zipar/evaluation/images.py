@@ -1,0 +1,48 @@
+"""Pictures as uint8 arrays: given, or from the files of a folder."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from zipar.errors import ZipARError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def checked(images: np.ndarray | Tensor) -> Tensor:
+    """``images`` as a tensor.
+
+    Raises:
+        ZipARError: they are not uint8 (n, height, width, 3).
+    """
+    images = torch.as_tensor(images)
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise ZipARError(f"images should be uint8 (n, height, width, 3), not {images.dtype} {tuple(images.shape)}")
+    return images
+
+
+def pictures(folder: Path) -> list[Path]:
+    """The picture files in a folder and in those below it, sorted; told by their suffixes.
+
+    Raises:
+        ZipARError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise ZipARError(f"{folder} is no folder: give one that holds pictures")
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def read(path: Path) -> np.ndarray:
+    """A picture file, uint8 (height, width, 3).
+
+    Raises:
+        ZipARError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert("RGB"))
+    except Exception as error:  # decoders raise all kinds over damaged bytes
+        raise ZipARError(f"{path} is no picture that can be read ({error}): mend it, or take it away") from error

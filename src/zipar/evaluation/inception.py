@@ -1,0 +1,101 @@
+"""Inception features, between whose moments lies the Fréchet Inception distance (FID).
+
+The network is torch-fidelity's port of the Inception-v3 that Heusel et al. (NeurIPS 2017) took from TensorFlow, with
+its weights, its padding and its way of resizing: torchvision's Inception gives other distances. It is an extra,
+``pip install "zipar-torch[fid]"``, and brings torchvision, which must be of the same build as torch: beside a CPU build
+of torch, from the index that torch came from.
+
+FID is the ``frechet_distance`` of the moments of made and of real pictures. It depends on how many there are of each
+(papers take 30,000 or 50,000), and on the file format of the real ones: report both.
+
+Tested: with random weights, distances are torch-fidelity's own. Not tested: the published weights themselves.
+"""
+
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zipar.errors import ZipARError
+from zipar.evaluation.fid import Moments
+from zipar.evaluation.images import checked, pictures, read
+
+BATCH = 32
+
+
+class Inception:
+    """The network of FID, with its published weights: downloaded once (96 MB), to where torch.hub keeps such files."""
+
+    def __init__(self, device: str | torch.device = "cpu") -> None:
+        """
+        Raises:
+            ZipARError: the extra is missing or broken, or the weights can be neither read nor downloaded.
+        """
+        library = _library()
+        url: str = library.URL_INCEPTION_V3
+        path = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name)
+        try:
+            with redirect_stdout(sys.stderr):  # torch.hub prints what it downloads
+                # the library would load the same file, but without these checks
+                torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+            network = library.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+        except Exception as error:  # of the network, of the disk, of unpickling
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if path.exists():
+                raise ZipARError(
+                    f"{path} does not hold Inception's weights ({reason}): remove it, and it is downloaded again"
+                ) from error
+            raise ZipARError(
+                f"Inception's weights could not be downloaded ({reason}): put {url} at {path} by other means"
+            ) from error
+        self.device = torch.device(device)
+        self.network = network.to(self.device)
+
+    @torch.inference_mode()
+    def features(self, images: np.ndarray | Tensor) -> Tensor:
+        """Features, float32 (n, 2048) on the CPU, of uint8 images (n, height, width, 3) of any size.
+
+        Raises:
+            ZipARError: images of another shape or dtype.
+        """
+        parts = checked(images).split(BATCH)
+        return torch.cat([self.network(part.to(self.device).permute(0, 3, 1, 2))[0].cpu() for part in parts])
+
+
+def folder_moments(folder: Path, features: Callable[[np.ndarray], Tensor]) -> Moments:
+    """Moments of the features of all pictures (png, jpg, webp) in a folder and in those below it.
+
+    Args:
+        folder: holds at least 2 pictures; they may differ in size.
+        features: uint8 (n, height, width, 3) -> (n, d), such as ``Inception().features``.
+
+    Raises:
+        ZipARError: there is no such folder, it holds less than 2 pictures, or one of them cannot be read.
+    """
+    paths = pictures(folder)
+    if len(paths) < 2:
+        held = f"only {paths[0].name}" if paths else "none"
+        raise ZipARError(f"{folder} should hold at least 2 pictures (png, jpg or webp), but holds {held}")
+    found = []
+    for first in range(0, len(paths), BATCH):
+        # moments have no order: pictures of one size can go together
+        images = sorted(map(read, paths[first : first + BATCH]), key=np.shape)
+        found += [features(np.stack(list(alike))) for _, alike in groupby(images, key=np.shape)]
+    return Moments.of(torch.cat(found))
+
+
+def _library() -> Any:
+    try:
+        from torch_fidelity import feature_extractor_inceptionv3
+    except ImportError as error:
+        raise ZipARError(
+            f'Inception features need an extra that is missing here ({error}): pip install "zipar-torch[fid]"'
+        ) from error
+    return feature_extractor_inceptionv3

@@ -1,0 +1,137 @@
+"""Images of many prompts, made batch by batch and kept on disk: a run that was killed goes on where it stopped."""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from zipar.checkpoints.tuned import FILE
+from zipar.decoding import names
+from zipar.decoding.engine import Progress, decode
+from zipar.decoding.sampling import Sampling
+from zipar.decoding.strategy import Strategy
+from zipar.evaluation.fidelity import likelihood
+from zipar.grid import TokenGrid
+from zipar.models.base import VisualModel
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one strategy made of some prompts: an entry of each array is an image."""
+
+    images: np.ndarray
+    """uint8 (n, height, width, 3)."""
+    tokens: np.ndarray
+    """int32 (n, rows, columns) codebook indices."""
+    nats: np.ndarray
+    """float64: negative log-likelihood of a token under full raster context (``fidelity.likelihood``)."""
+    outside: np.ndarray
+    """float64: share of tokens that raster decoding could not have drawn."""
+    forward_passes: np.ndarray
+    """int64: until the image was done; others of its batch may have taken more."""
+    slots_evaluated: np.ndarray
+    """int64: in its batch, where narrower images are padded to the widest."""
+    rejections: np.ndarray
+    """float64: the batch's, a fair share each."""
+    seconds: np.ndarray
+    """float64: from prompts to pixels, the batch's, a fair share each."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Prompts, and how their images are made; image i has seed ``seed + i`` whatever the strategy."""
+
+    model: VisualModel
+    stamp: str
+    """Tells the model's weights from others: see ``stamp``."""
+    prompts: list[str]
+    sampling: Sampling
+    grid: TokenGrid
+    seed: int
+    batch_size: int
+    folder: Path
+    """Where finished batches are kept."""
+
+    def batches(self, strategy: Strategy, callback: Callable[[Progress], None] | None = None) -> Iterator[Batch]:
+        """The images of all prompts, in order.
+
+        Raises:
+            ZipARError: a prompt that the model cannot take.
+        """
+        for first in range(0, len(self.prompts), self.batch_size):
+            prompts = self.prompts[first : first + self.batch_size]
+            path = self.folder / f"{self._key(strategy, prompts, self.seed + first)}.npz"
+            if not path.exists():
+                _save(self._make(strategy, prompts, self.seed + first, callback), path)
+            with np.load(path) as arrays:
+                yield Batch(**arrays)
+
+    def warm_up(self, strategy: Strategy) -> None:
+        """Make the first image and forget it: what comes first takes longer."""
+        self._make(strategy, self.prompts[:1], self.seed, None)
+
+    @torch.inference_mode()
+    def _make(
+        self, strategy: Strategy, prompts: list[str], seed: int, callback: Callable[[Progress], None] | None
+    ) -> Batch:
+        model, grid, count = self.model, self.grid, len(prompts)
+        started = time.perf_counter()
+        prefix = model.prefix(prompts, None, self.sampling.guided, grid)
+        decoded = decode(model, prefix, grid, strategy, self.sampling, range(seed, seed + count), callback)
+        codes = model.codes(decoded.tokens[:, grid.free().flatten()])
+        codes = codes.view(count, *(grid.free().shape if grid.frames > 1 else (grid.rows, grid.columns)))
+        images = model.pixels(codes).cpu().numpy()
+        seconds = time.perf_counter() - started
+        found = likelihood(model, prefix, grid, decoded.tokens, self.sampling)
+        return Batch(
+            images=images,
+            tokens=codes.cpu().numpy().astype(np.int32),
+            nats=found.nats.cpu().numpy(),
+            outside=found.outside.cpu().numpy(),
+            forward_passes=decoded.born.max(1).values.cpu().numpy() + 1,
+            slots_evaluated=np.full(count, decoded.slots_evaluated),
+            rejections=np.full(count, decoded.rejections / count),
+            seconds=np.full(count, seconds / count),
+        )
+
+    def _key(self, strategy: Strategy, prompts: list[str], seed: int) -> str:
+        """Names a batch by all that its images depend on."""
+        return digest(
+            model=self.stamp,
+            device=self.model.device.type,
+            dtype=str(self.model.dtype),
+            sampling=dataclasses.asdict(self.sampling),
+            grid=dataclasses.asdict(self.grid),
+            strategy=names.name(strategy),
+            prompts=prompts,
+            seed=seed,
+        )
+
+
+def stamp(directory: Path) -> str:
+    """Names the weights of a checkpoint directory, without reading them: by the sizes and times of its files."""
+    files = [path for path in sorted(directory.rglob("*")) if path.is_file() and path.name != FILE]
+    return digest(files=[(str(p.relative_to(directory)), p.stat().st_size, p.stat().st_mtime_ns) for p in files])
+
+
+def digest(**values: Any) -> str:
+    """A short name for values that JSON can hold."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def _save(batch: Batch, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".tmp")
+    with scratch.open("wb") as file:
+        np.savez_compressed(file, **dataclasses.asdict(batch))
+    scratch.replace(path)

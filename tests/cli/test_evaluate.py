@@ -1,0 +1,124 @@
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+FILES = ["images.png", "curves.png", "report.csv", "report.json", "report.md"]
+PROMPTS = ["a fox on a blue background", "an apple", "a red fox", "an apple on a green background"]
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n\n".join(PROMPTS) + "\n")
+    return path
+
+
+@pytest.fixture
+def evaluate(zipar, text_model, prompts):
+    return lambda *args: zipar("eval", prompts, "--model", text_model, *args)
+
+
+def figures(path):
+    """A report without what a clock says."""
+    record = json.loads(path.read_text())
+    for row in record["strategies"]:
+        for name in ("seconds", "images_per_second", "speedup"):
+            assert row.pop(name) > 0
+    return record
+
+
+def test_files_and_table(evaluate, tmp_path, plain):
+    code, out, err = evaluate("-s", "zipar:2", "-s", "jacobi:4", "--images", "6", "--seed", "5", "--output", "out")
+    assert (code, err) == (0, "")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(["batches", *FILES])
+    record = figures(tmp_path / "out" / "report.json")
+    assert record["prompts"] == [*PROMPTS, *PROMPTS[:2]]
+    assert (record["seed"], record["sampling"]["guidance_scale"]) == (5, 2.0)
+    raster, zipar, jacobi = record["strategies"]
+    assert [raster["forward_passes"], zipar["forward_passes"]] == [64, 28]
+    assert jacobi["gap"]["value"] == pytest.approx(0, abs=1e-6)  # the very images of raster order
+    assert zipar["gap"]["low"] < zipar["gap"]["value"] < zipar["gap"]["high"]
+    with (tmp_path / "out" / "report.csv").open() as file:
+        assert [row["strategy"] for row in csv.DictReader(file)] == ["raster", "zipar:2", "jacobi:4"]
+    assert "zipar:2 28.0 56.2%" in plain(out)
+    assert out.endswith("out: report.json, report.csv, report.md, curves.png, images.png\n")
+    for name in FILES[:2]:
+        assert Image.open(tmp_path / "out" / name).width > 300
+
+
+def test_the_embedded_model_with_its_judge(zipar, tmp_path, plain):
+    code, out, err = zipar("eval", "-s", "zipar:1", "--images", "3", "--output", "out", "--batch-size", "3")
+    assert (code, err) == (0, "")
+    raster, narrow = figures(tmp_path / "out" / "report.json")["strategies"]
+    assert raster["accuracy"].keys() >= {"object", "style", "background", "size", "position", "all"}
+    assert narrow["fid_ratio"]["value"] == narrow["fid"]["value"] / raster["fid"]["value"]
+    ratio = narrow["fid_ratio"]
+    assert f"{ratio['value']:.2f}" in plain(out)
+    assert f"±{(ratio['high'] - ratio['low']) / 2:.2f}" in plain(out)
+
+
+def test_killed_and_run_again_gives_the_same_report(evaluate, prompts, text_model, tmp_path):
+    """Killed outright after some batches; the report is that of a run that was let alone."""
+    arguments = ["-s", "zipar:2", "-s", "adaptive:1", "--images", "60", "--batch-size", "2"]
+    command = [sys.executable, "-m", "zipar.cli.main", "eval", prompts, "--model", text_model, *arguments]
+    batches = tmp_path / "killed" / "batches"
+    with subprocess.Popen([*command, "--output", "killed"], cwd=tmp_path) as process:
+        while len(list(batches.glob("*.npz"))) < 5:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    done = {path: path.stat().st_mtime_ns for path in batches.glob("*.npz")}
+    assert 5 <= len(done) < 90
+    assert not (tmp_path / "killed" / "report.json").exists()
+    for folder in ("killed", "whole"):
+        code, _, err = evaluate(*arguments, "--output", folder)
+        assert (code, err) == (0, "")
+    assert figures(tmp_path / "killed" / "report.json") == figures(tmp_path / "whole" / "report.json")
+    assert all(path.stat().st_mtime_ns == time for path, time in done.items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["-s", "zipar:0"], "window 0"),
+        (["-s", "raster"], "raster order alone leaves nothing to compare"),
+        (["--images", "1"], "--images"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["--output", "prompts.txt"], "prompts.txt is no directory"),
+        (["--reference", "nowhere"], "nowhere"),
+        (["--temperature", "-1"], "temperature -1.0"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_options_end_in_one_line(evaluate, tmp_path, arguments, named):
+    code, out, err = evaluate(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert named in err
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["prompts.txt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (None, "cannot be read: give a UTF-8 text file with a prompt a line"),
+        (b"\n \n", "holds no prompt"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b"a fox\na purple house", "no object that the model knows"),
+        (b"a fox", "a single image says nothing"),
+    ],
+)
+def test_bad_prompt_files_end_in_one_line(zipar, text_model, tmp_path, content, named):
+    if content is not None:
+        (tmp_path / "bad.txt").write_bytes(content)
+    code, out, err = zipar("eval", "bad.txt", "--model", text_model)
+    assert (code, out) == (2, "")
+    assert named in err
+    assert err.count("\n") == 1

@@ -1,0 +1,97 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import zipar as library
+from zipar import Raster, ZipAR
+from zipar.decoding import names
+
+
+@pytest.fixture
+def directory(text_model, tmp_path):
+    return Path(shutil.copytree(text_model, tmp_path / "model"))
+
+
+@pytest.fixture
+def tune(zipar, directory):
+    return lambda *args: zipar("tune", "--model", directory, "--images", "4", *args)
+
+
+def choice(directory):
+    return json.loads((directory / "zipar.json").read_text())
+
+
+def test_anything_goes(tune, zipar, directory, plain):
+    code, out, err = tune("--tolerance", "100", "--lookahead", "4")
+    assert (code, err) == (0, "")
+    record = choice(directory)
+    best = names.parse(record["strategy"])
+    assert best.window == 1
+    tried = {row["strategy"]: row for row in record["tried"]}
+    assert record["strategy"] in tried
+    assert record["strategy"] + " is the default of" in plain(out)
+    for name in tried:
+        assert name in out
+    passes = tried[record["strategy"]]["forward_passes"]
+    assert passes <= 1.02 * min(row["forward_passes"] for row in tried.values())
+
+    # picked up by pipelines and commands, until another strategy is named
+    pipe = library.pipeline(directory)
+    assert pipe.strategy == best
+
+    assert (pipe("a fox").tokens == pipe("a fox", strategy=best).tokens).all()
+    for arguments, strategy in (
+        ((), record["strategy"]),
+        (("--window", 3), "zipar:3"),
+        (("--strategy", "raster"), "raster"),
+    ):
+        assert zipar("generate", "a fox", "--model", directory, "--stats", "stats.json", *arguments)[0] == 0
+        assert json.loads(Path("stats.json").read_text())["strategy"] == strategy
+
+
+def test_nothing_goes(tune, directory):
+    code, _, err = tune("--tolerance", "0", "--lookahead", "1", "--images", "12")
+    assert (code, err) == (0, "")
+    record = choice(directory)
+    best = names.parse(record["strategy"])
+    gaps = {row["strategy"]: row["gap"]["value"] for row in record["tried"] if "gap" in row}
+    assert len(gaps) < 8
+    if best == Raster():
+        assert min(gaps.values()) > 0
+    else:
+        assert gaps[record["strategy"]] <= 0
+    assert library.pipeline(directory).strategy == best
+
+
+def test_tuning_again_goes_on(tune, directory, tmp_path):
+    assert tune("--tolerance", "100")[0] == 0
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "tuning" / "batches").iterdir()}
+    assert tune("--tolerance", "100")[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "tuning" / "batches").iterdir()} == files
+
+
+def test_without_a_choice_the_default_stays(directory):
+    assert library.pipeline(directory).strategy == ZipAR()
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [("{}", "strategy 'None' is unknown"), ("[", "no JSON"), ('{"strategy": "zipar:0"}', "window 0 is not possible")],
+)
+def test_a_damaged_choice_ends_in_one_line(zipar, directory, content, named):
+    (directory / "zipar.json").write_text(content)
+    code, out, err = zipar("generate", "a fox", "--model", directory)
+    assert (code, out) == (2, "")
+    assert named in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["--tolerance", "-1"], ["--lookahead", "0"], ["--images", "1"]], ids=" ".join)
+def test_bad_options_end_in_one_line(tune, directory, arguments):
+    code, out, err = tune(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert not (directory / "zipar.json").exists()

@@ -1,0 +1,105 @@
+"""Batches on disk: the pipeline's images, made once."""
+
+import numpy as np
+import pytest
+import torch
+
+import zipar
+from zipar import AdaptiveZipAR, CoupledJacobi, Raster, Sampling, ZipAR
+from zipar.evaluation.samples import Study, stamp
+
+PROMPTS = ["a red fox", "two small birds", "fox", "a fox in the snow", "birds"]
+STRATEGIES = [Raster(), ZipAR(2), ZipAR(2, lookahead=3), AdaptiveZipAR(1), CoupledJacobi(4)]
+
+
+@pytest.fixture
+def study(tiny_models, tmp_path):
+    model = tiny_models.by_text
+    grid = model.grid(*model.image_size)
+    return Study(model, "stamp", PROMPTS, Sampling(2.0), grid, seed=3, batch_size=2, folder=tmp_path / "batches")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+def test_images_are_those_of_the_pipeline(study, strategy):
+    batches = list(study.batches(strategy))
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    alone = [
+        zipar.Pipeline(study.model)(prompt, strategy=strategy, seed=3 + i, guidance_scale=2.0)
+        for i, prompt in enumerate(PROMPTS)
+    ]
+    made = {name: np.concatenate([getattr(batch, name) for batch in batches]) for name in vars(batches[0])}
+    assert (made["tokens"] == np.concatenate([out.tokens for out in alone])).all()
+    assert (made["images"] == np.stack([np.asarray(out.images[0]) for out in alone])).all()
+    assert made["forward_passes"].tolist() == [out.stats.forward_passes for out in alone]
+    assert (made["seconds"] > 0).all()
+
+
+def test_what_is_done_is_not_done_again(study, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def until(passes):
+        def count(progress):
+            nonlocal passes
+            passes -= 1
+            if passes < 0:
+                raise Killed
+
+        return count
+
+    with pytest.raises(Killed):
+        list(study.batches(ZipAR(2), until(25)))  # 19 passes a batch, after the prefill
+    assert len(list(study.folder.iterdir())) == 1
+    resumed = list(study.batches(ZipAR(2), until(2 * 19)))
+    afresh = list(Study(**{**vars(study), "folder": study.folder / "other"}).batches(ZipAR(2)))
+    for one, other in zip(resumed, afresh, strict=True):
+        for name in vars(one).keys() - {"seconds"}:
+            assert (getattr(one, name) == getattr(other, name)).all()
+    assert len(list(study.batches(ZipAR(2), until(0)))) == 3
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"seed": 4},
+        {"sampling": Sampling(3.0)},
+        {"stamp": "another"},
+        {"prompts": ["a blue fox", *PROMPTS[1:]]},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_batches_are_not_taken_for_others(study, changed):
+    before = next(study.batches(ZipAR(2)))
+    after = next(Study(**{**vars(study), **changed}).batches(ZipAR(2)))
+    assert len(list(study.folder.iterdir())) == 2
+    if "stamp" not in changed:
+        assert (before.tokens != after.tokens).any()
+
+
+def test_a_longer_list_of_prompts_goes_on(study):
+    short = Study(**{**vars(study), "prompts": PROMPTS[:4]})
+    list(short.batches(ZipAR(2)))
+    files = {path: path.stat().st_mtime_ns for path in study.folder.iterdir()}
+    list(study.batches(ZipAR(2)))
+    assert len(list(study.folder.iterdir())) == 3
+    assert all(path.stat().st_mtime_ns == time for path, time in files.items())
+
+
+def test_the_stamp_of_a_checkpoint(tmp_path):
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "weights").write_bytes(b"123")
+    before = stamp(tmp_path)
+    (tmp_path / "zipar.json").write_text("{}")  # what tuning leaves there is no part of the model
+    assert stamp(tmp_path) == before
+    (tmp_path / "part" / "weights").write_bytes(b"1234")
+    assert stamp(tmp_path) != before
+
+
+def test_tokens_that_only_a_gap_allows_are_counted(study):
+    greedy = Study(**{**vars(study), "sampling": Sampling(2.0, temperature=0)})
+    outside = {
+        strategy: torch.cat([torch.from_numpy(batch.outside) for batch in greedy.batches(strategy)]).mean()
+        for strategy in (Raster(), ZipAR(1))
+    }
+    assert outside[Raster()] == 0
+    assert outside[ZipAR(1)] > 0
