@@ -15,11 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import near_ties
 import numpy as np
+
+import near_ties
 import projections
 import unwritten_zeros
-
 from decoding import machine
 from zipar.decoding import names
 from zipar.decoding.strategy import Strategy

@@ -16,21 +16,15 @@ from zipar.decoding.strategy import Evaluated, Step, Steps, Strategy
 from zipar.grid import TokenGrid
 from zipar.models.base import VisualModel
 
+sys.path.append(str(Path(__file__).parents[1] / "recipes" / "emoji"))
+from prompts import prompts  # type: ignore[import-not-found]
+
 SEED = 7
-
-
-def prompts(count: int, seed: int = SEED) -> list[str]:
-    """The random prompts of ``recipes/emoji/evaluate.py``."""
-    sys.path.append(str(Path(__file__).parents[1] / "recipes" / "emoji"))
-    import scenes  # type: ignore[import-not-found]
-    import training  # type: ignore[import-not-found]
-
-    generators = [training.batch_rng(seed, index) for index in range(count)]
-    return [scenes.say(scenes.sample(rng), rng)[0] for rng in generators]
+"""Of the prompts and, counting up, of the images."""
 
 
 class Batch(NamedTuple):
-    """Images that are decoded together; prompts and seeds are those of ``recipes/emoji/evaluate.py``."""
+    """Images that are decoded together; prompts and seeds are those of ``quality.py``."""
 
     prefix: Prefix
     seeds: list[int]
@@ -38,7 +32,7 @@ class Batch(NamedTuple):
 
 def batches(model: VisualModel, images: int, size: int) -> Iterator[Batch]:
     """The first ``images`` images, ``size`` at a time."""
-    texts, grid = prompts(images), model.grid(*model.image_size)
+    texts, grid = prompts(images, SEED), model.grid(*model.image_size)
     for first in range(0, images, size):
         part = texts[first : first + size]
         yield Batch(model.prefix(part, None, model.defaults.guided, grid), [SEED + first + i for i in range(len(part))])

@@ -24,7 +24,7 @@ from zipar.decoding.engine import Decodable, Prefix, additive, decode, prefill_m
 from zipar.decoding.raster import Raster
 from zipar.decoding.strategy import Evaluated, StaticStrategy, Step
 from zipar.decoding.zipar import ZipAR
-from zipar.evaluation.fidelity import negative_log_likelihood
+from zipar.evaluation.fidelity import likelihood
 from zipar.grid import TokenGrid
 from zipar.models import llamagen
 from zipar.models.base import VisualModel
@@ -206,7 +206,7 @@ def measure(
     for part in batches(model, images, batch):
 
         def nll(tokens: Tensor) -> Tensor:
-            return negative_log_likelihood(model, part.prefix, grid, tokens, model.defaults)  # noqa: B023
+            return likelihood(model, part.prefix, grid, tokens, model.defaults).nats  # noqa: B023
 
         raster, full = predictions(model, model, part, Raster())
         first = not base
