@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -113,6 +114,13 @@ class TransformersModel(VisualModel):
             )
         hidden: Tensor = output.last_hidden_state
         return hidden
+
+    def head(self, hidden: Tensor, rows: slice | Tensor) -> Tensor:
+        """Float32 logits of some ``rows`` of the vocabulary, by the ``lm_head`` of a model of text and images."""
+        head = self.model.lm_head
+        if type(head.weight) is nn.Parameter and not head.weight.is_meta:
+            return F.linear(hidden.to(head.weight.device), head.weight[rows]).float()
+        return head(hidden)[..., rows].float()  # sharded, quantised or on disk: it alone knows its weights
 
     @contextmanager
     def _plugged(self) -> Iterator[None]:

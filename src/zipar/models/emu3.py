@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import Emu3Config, Emu3ForConditionalGeneration, Emu3Processor
 
@@ -61,7 +60,7 @@ class Emu3(TransformersModel):
         self.codebook_size: int = model.config.vq_config.codebook_size
         self.downsampling: int = model.model.vqmodel.spatial_scale_factor
         self.image_size = (SIDE // self.downsampling * self.downsampling,) * 2
-        visual, known = _vocabulary(model.config, model.vocabulary_mapping.img2bpe)
+        visual, known = _vocabulary(model.config, model.model.vocabulary_mapping.img2bpe)
         if processor is not None:
             held = model.config.vocabulary_map
             for name in BEFORE_IMAGE:
@@ -167,9 +166,7 @@ class Emu3(TransformersModel):
         return embedded
 
     def logits(self, hidden: Tensor) -> Tensor:
-        rows = self.ids[: self.codebook_size] if self._visual is None else self._visual
-        head = self.model.lm_head.weight[rows]
-        return F.linear(hidden.to(head.device), head).float()  # a device map may have them apart
+        return self.head(hidden, self.ids[: self.codebook_size] if self._visual is None else self._visual)
 
     def codes(self, tokens: Tensor) -> Tensor:
         return tokens

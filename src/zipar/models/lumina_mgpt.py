@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
@@ -199,8 +198,7 @@ class Chameleon(TransformersModel):
         return embedded
 
     def logits(self, hidden: Tensor) -> Tensor:
-        head = self.model.lm_head.weight[self.first : self.first + self.codebook_size]
-        return F.linear(hidden, head).float()
+        return self.head(hidden, slice(self.first, self.first + self.codebook_size))
 
     def codes(self, tokens: Tensor) -> Tensor:
         return self.code_of[tokens]
