@@ -29,10 +29,10 @@ def plan(
     wanted = options.parse_size(size)
 
     from zipar.cli import strategies
-    from zipar.cli.outline import outline
     from zipar.cli.tables import show
     from zipar.decoding.raster import Raster
     from zipar.decoding.zipar import ZipAR
+    from zipar.models.auto import outline
 
     drafted = strategies.make("zipar", window, lookahead)
     assert isinstance(drafted, ZipAR)
