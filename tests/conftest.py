@@ -33,7 +33,7 @@ from zipar.checkpoints.lumina_mgpt import convert
 from zipar.image_tokenizers.chameleon import ChameleonImageDecoder
 from zipar.image_tokenizers.vq import VQConfig, VQModel
 from zipar.models.llamagen import LlamaGen, LlamaGenConfig, Transformer
-from zipar.models.lumina_mgpt import LuminaMGPT
+from zipar.models.lumina_mgpt import Anole, LuminaMGPT
 
 settings.register_profile("zipar", deadline=None, derandomize=True)
 settings.load_profile("zipar")
@@ -307,3 +307,15 @@ def lumina_models(lumina_files, tmp_path_factory):
         return out
 
     return lambda *key: written[key] if key in written else written.setdefault(key, make(*key))
+
+
+@pytest.fixture(scope="session")
+def checkpoints(request):
+    """A checkpoint of each family that transformers implements: checkpoints("emu3") -> a directory."""
+    found = {
+        "janus": lambda wanted: wanted("janus_directory"),
+        "emu3": lambda wanted: wanted("emu3_directories")(scrambled=False),
+        "lumina_mgpt": lambda wanted: wanted("lumina_models")("7b"),
+        "anole": lambda wanted: wanted("lumina_models")("7b", Anole),
+    }
+    return lambda family: found[family](request.getfixturevalue)

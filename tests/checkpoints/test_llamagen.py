@@ -330,18 +330,18 @@ class TestConversionOf:
     def test_text_encoders_that_are_damaged(self, sources, out, tmp_path):
         t5 = shutil.copytree(sources / "t5", tmp_path / "t5")
         self._edit(t5, num_layers=2)
-        with pytest.raises(zipar.ZipARError, match=r"lacks \d+ tensors of its text encoder"):
+        with pytest.raises(zipar.ZipARError, match=r"lacks \d+ tensors of its T5EncoderModel"):
             self._convert_with(t5, sources, out)
         self._edit(t5, num_layers=1, d_ff=48)
-        with pytest.raises(zipar.ZipARError, match="t5 holds no text encoder that can be read"):
+        with pytest.raises(zipar.ZipARError, match="t5 holds no T5EncoderModel that can be read"):
             self._convert_with(t5, sources, out)
         self._edit(t5, d_ff=32)
         weights = t5 / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-100])
-        with pytest.raises(zipar.ZipARError, match="t5 holds no text encoder that can be read"):
+        with pytest.raises(zipar.ZipARError, match="t5 holds no T5EncoderModel that can be read"):
             self._convert_with(t5, sources, out)
         weights.unlink()
-        with pytest.raises(zipar.ZipARError, match="t5 holds no text encoder that can be read"):
+        with pytest.raises(zipar.ZipARError, match="t5 holds no T5EncoderModel that can be read"):
             self._convert_with(t5, sources, out)
         (t5 / "tokenizer.json").unlink()
         with pytest.raises(zipar.ZipARError, match="t5 holds no tokenizer"):

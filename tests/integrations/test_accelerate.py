@@ -3,8 +3,6 @@
 import copy
 import functools
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -314,60 +312,6 @@ def test_models_of_other_classes_are_named():
     for other in LlamaForCausalLM(config), torch.nn.Linear(1, 1):
         with pytest.raises(ZipARError, match=rf"^{type(other).__name__} is no model.*of type janus"):
             zipar.accelerate(other)
-
-
-def test_a_compiled_model(model, inputs, greedy):
-    compiled = torch.compile(model, backend="eager")
-    with zipar.accelerate(compiled, Raster()):
-        assert compiled.generate(**inputs, **IMAGE).equal(greedy)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(janus_directory, inputs, dtype):
-    model = JanusForConditionalGeneration.from_pretrained(janus_directory, dtype=dtype)
-    with zipar.accelerate(model):
-        found = model.generate(**inputs, **IMAGE)
-    assert ((found >= 0) & (found < 50)).all()
-    assert model.dtype == dtype
-
-
-PROCESS = """
-import sys
-import torch, torch.distributed
-from transformers import JanusForConditionalGeneration
-from transformers.distributed import DistributedConfig
-import zipar
-from zipar.decoding.cache import SlotCacheLayer
-
-model = JanusForConditionalGeneration.from_pretrained(sys.argv[1], distributed_config=DistributedConfig(tp_plan="auto"))
-ids = torch.tensor([[1, 7, 9, 10, 11, 8, 9, 4], [0, 0, 0, 1, 7, 9, 12, 4]])
-arguments = {"input_ids": ids, "attention_mask": (ids > 0).long(), "generation_mode": "image"}
-own = model.generate(**arguments, do_sample=False)
-heads, update = set(), SlotCacheLayer.update
-def recorded(layer, key, value):
-    found = update(layer, key, value)
-    heads.add(layer.keys.shape[1])
-    return found
-SlotCacheLayer.update = recorded
-with zipar.accelerate(model, zipar.Raster()):
-    assert model.generate(**arguments, do_sample=False).equal(own)
-assert heads == {1}, heads  # of the two that the model has
-with zipar.accelerate(model, zipar.ZipAR(2)):
-    torch.manual_seed(0)
-    drawn = model.generate(**arguments, do_sample=True)
-everywhere = [torch.empty_like(drawn) for _ in range(2)]
-torch.distributed.all_gather(everywhere, drawn)
-assert everywhere[0].equal(everywhere[1])
-torch.distributed.destroy_process_group()
-"""
-
-
-def test_tensor_parallelism(janus_directory, tmp_path):
-    pytest.importorskip("accelerate")  # transformers loads no sharded model without it
-    (tmp_path / "process.py").write_text(PROCESS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*command, tmp_path / "process.py", janus_directory], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_the_example_of_the_readme(janus_directory):

@@ -55,7 +55,7 @@ def passes(monkeypatch):
 
 def constraint(model, processor, height=ROWS, width=COLUMNS):
     """``prefix_allowed_tokens_fn`` as transformers documents it."""
-    visual_tokens = model.vocabulary_mapping.image_tokens
+    visual_tokens = model.model.vocabulary_mapping.image_tokens
 
     def prefix_allowed_tokens_fn(batch_id, input_ids):
         image_wrapper_token_id = torch.tensor([processor.tokenizer.image_wrapper_token_id])
@@ -87,7 +87,7 @@ def documented(emu3, processor):
     padded = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
     size = {"return_for_image_generation": True, "ratio": f"{COLUMNS}:{ROWS}", "image_area": 64 * ROWS * COLUMNS}
     inputs = processor(text=["a red fox in the snow", "fox"], **padded, **size)
-    assert inputs["image_sizes"] == [[ROWS, COLUMNS]] * 2
+    assert torch.as_tensor(inputs["image_sizes"]).tolist() == [[ROWS, COLUMNS]] * 2
     negative = processor(text=["blurry", "ugly and blurry"], **padded)
     return {
         **inputs,
@@ -154,7 +154,7 @@ def test_emu3_takes_fewer_passes_for_the_same_layout(emu3, documented, passes):
     assert passes == [COLUMNS + (ROWS - 1) * 2]
     assert found.shape == own.shape
     assert not found.equal(own)
-    visual = torch.tensor(emu3.vocabulary_mapping.image_tokens)
+    visual = torch.tensor(emu3.model.vocabulary_mapping.image_tokens)
     for sequence in found, own:
         assert torch.isin(sequence, visual).sum() == 2 * ROWS * COLUMNS
     known = ~torch.isin(own, visual)

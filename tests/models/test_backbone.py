@@ -108,17 +108,6 @@ def test_tokens_do_not_depend_on_the_users_attention(model, prefix, greedy, impl
     assert tokens_of(Janus(network), prefix).equal(greedy)
 
 
-def test_a_compiled_decoder(model, prefix):
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    network = copy.deepcopy(model.model)
-    network.config.text_config.num_hidden_layers = 1  # compilation takes its time
-    expected = tokens_of(Janus(network), prefix)
-    network.model.language_model = torch.compile(network.model.language_model, backend="eager")
-    assert tokens_of(Janus(network), prefix).equal(expected)
-    assert torch._dynamo.utils.counters["frames"]["ok"] <= 3  # the prefill, passes of one query, passes of several
-
-
 def test_layers_on_disk(janus_directory, tmp_path, greedy):
     pytest.importorskip("accelerate")
     from transformers import JanusForConditionalGeneration, JanusProcessor

@@ -59,8 +59,8 @@ def documented(model, texts, negatives, rows, columns, negative_size=True, proce
     padded = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
     inputs = processor(text=texts, **padded, **image)
     negative = processor(text=negatives, **padded, **(image if negative_size else {}))
-    assert inputs.pop("image_sizes") == [[rows, columns]] * len(texts)
-    visual = network.vocabulary_mapping.image_tokens
+    assert torch.as_tensor(inputs.pop("image_sizes")).tolist() == [[rows, columns]] * len(texts)
+    visual = network.model.vocabulary_mapping.image_tokens
     marker = inputs["input_ids"].shape[1] - 1
 
     def allowed(_, ids):
@@ -177,7 +177,7 @@ def brute_force(model, prompt, negative, grid, window):
         mask = torch.zeros(count, count).masked_fill(~sees, -torch.inf)[None, None]
         everything = torch.cat([ids, model.vocabulary_ids(fed)])
         found = network(everything[None], position_ids=positions[None], attention_mask=mask, use_cache=False).logits[0]
-        return found[:, network.vocabulary_mapping.image_tokens]
+        return found[:, network.model.vocabulary_mapping.image_tokens]
 
     passes = 0
     while len(tokens) < grid.slots:

@@ -310,7 +310,7 @@ class TestLoading:
     def test_files_that_are_cut(self, copy, number, kept):
         file = copy / "decoder" / f"model-{number:05}-of-00003.safetensors"
         file.write_bytes(file.read_bytes()[:kept])
-        with pytest.raises(zipar.ZipARError, match="decoder holds no Chameleon that can be read"):
+        with pytest.raises(zipar.ZipARError, match=r"decoder holds no Chameleon\w+ that can be read"):
             auto.load(copy, device="cpu")
 
     def test_tensors_that_are_missing_are_not_made_up(self, copy):
@@ -319,13 +319,15 @@ class TestLoading:
         name = sorted(tensors)[0]
         del tensors[name]
         save_file(tensors, file, metadata={"format": "pt"})
-        with pytest.raises(zipar.ZipARError, match=f"lacks 1 tensors, such as {name}: convert it again"):
+        with pytest.raises(
+            zipar.ZipARError, match=f"lacks 1 tensors of its Chameleon.*, such as {name}: fetch or convert it again"
+        ):
             auto.load(copy, device="cpu")
 
     def test_tensors_of_another_shape(self, copy):
         config = json.loads((copy / "decoder" / "config.json").read_text())
         (copy / "decoder" / "config.json").write_text(json.dumps({**config, "intermediate_size": 50}))
-        with pytest.raises(zipar.ZipARError, match="decoder holds no Chameleon that can be read"):
+        with pytest.raises(zipar.ZipARError, match=r"decoder holds no Chameleon\w+ that can be read"):
             auto.load(copy, device="cpu")
 
     @pytest.mark.parametrize(

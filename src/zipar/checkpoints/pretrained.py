@@ -4,38 +4,44 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel
 
 from zipar.errors import ZipARError
 
 
-def load_model(kind: type[PreTrainedModel], directory: Path, dtype: torch.dtype) -> Any:
-    """A model with all its weights, from safetensors, with no code but that of transformers.
+def load_model(
+    kind: type[PreTrainedModel], directory: Path, dtype: torch.dtype, use_safetensors: bool | None = True
+) -> Any:
+    """A model with all its weights, on the CPU, with no code but that of transformers.
+
+    Args:
+        use_safetensors: None to take a pickle where there are no safetensors.
 
     Raises:
         ZipARError: weights are missing, damaged or not those of the model.
     """
     try:
         loaded: Any = kind.from_pretrained(
-            directory, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+            directory, dtype=dtype, local_files_only=True, use_safetensors=use_safetensors, output_loading_info=True
         )
     except Exception as error:  # transformers raises whatever its parts do
         raise ZipARError(f"{directory} holds no {kind.__name__} that can be read: {_reason(error)}") from error
     model, loading = loaded
     if missing := sorted(loading["missing_keys"]):
         raise ZipARError(
-            f"{directory} lacks {len(missing)} tensors of its {kind.__name__}, such as {missing[0]}: fetch it again"
+            f"{directory} lacks {len(missing)} tensors of its {kind.__name__}, such as {missing[0]}: "
+            "fetch or convert it again"
         )
     return model
 
 
-def load_processor(kind: type[ProcessorMixin], directory: Path) -> Any:
+def load_processor(kind: type[Any], directory: Path) -> Any:
     """What turns prompts into tokens, with no code but that of transformers.
 
     Raises:
         ZipARError: it is missing or damaged.
     """
-    if not any((directory / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+    if not any((directory / name).exists() for name in ("tokenizer.json", "tokenizer.model", "spiece.model")):
         raise ZipARError(f"{directory} holds no tokenizer: put the tokenizer.json of the checkpoint there")
     try:
         return kind.from_pretrained(directory, local_files_only=True, trust_remote_code=False)

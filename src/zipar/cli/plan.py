@@ -28,11 +28,11 @@ def plan(
     """
     wanted = options.parse_size(size)
 
-    from zipar.cli.outline import outline
     from zipar.cli.tables import show
     from zipar.decoding import names
     from zipar.decoding.raster import Raster
     from zipar.decoding.zipar import ZipAR
+    from zipar.models.auto import outline
 
     drafted = names.make("zipar", window, lookahead)
     assert isinstance(drafted, ZipAR)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 def prompts(model: options.Model = "emoji") -> None:
     """List what a model knows: the words of its prompts, or its classes."""
-    from zipar.cli.outline import outline
+    from zipar.models.auto import outline
     from zipar.models.llamagen import LlamaGen
 
     outlined = outline(model)

@@ -151,16 +151,20 @@ def _check_objects(family: Family, config: GenerationConfig, processors: list[An
 
 def _check_inputs(model: Any, family: Family, input_ids: Tensor, inputs: dict[str, Any]) -> None:
     """Raise for inputs of the model other than those that transformers itself prepares from the prompt."""
-    mask, cache, positions = inputs.get("attention_mask"), inputs.get("cache"), inputs.get("position_ids")
-    if cache is not None and cache.get_seq_length() > 0:
-        raise refusal("cache", f"of {cache.get_seq_length()} tokens")
+    mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
+    for name in ("cache", "past_key_values"):  # its name before transformers 5.24
+        if (cache := inputs.get(name)) is not None and cache.get_seq_length() > 0:
+            raise refusal(name, f"of {cache.get_seq_length()} tokens")
     if positions is not None:
         usual = model._prepare_position_ids_for_generation(input_ids, {"attention_mask": mask})
         if positions.shape[-1] != usual.shape[-1] or bool((positions != usual).any()):
             raise refusal("position_ids", "other than those that the attention mask tells")
     if inputs.get("mm_encoder_outputs"):
         raise refusal("pixel_values", "an image to read")
-    prepared = {"attention_mask", "cache", "logits_to_keep", "mm_encoder_outputs", "position_ids", "use_cache"}
+    prepared = {
+        *("attention_mask", "cache", "logits_to_keep", "mm_encoder_outputs", "past_key_values", "position_ids"),
+        "use_cache",
+    }
     for name, value in inputs.items():
         if name not in prepared | family.arguments and value is not None:
             raise refusal(name, type(value).__name__)

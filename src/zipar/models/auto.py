@@ -42,6 +42,16 @@ def load(name: str | Path, dtype: torch.dtype | None = None, device: str | torch
     return model
 
 
+def outline(name: str | Path) -> VisualModel:
+    """The model of a checkpoint without its weights, on the meta device.
+
+    Raises:
+        ZipARError: there is no such checkpoint, it is damaged, or its family is not supported.
+    """
+    directory = find(name)
+    return family(directory).outline(directory)
+
+
 def family(directory: Path) -> type[VisualModel]:
     """The family of a checkpoint directory.
 

@@ -8,13 +8,16 @@ import inspect
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from zipar.checkpoints.files import build
 from zipar.decoding.attention import attend
 from zipar.decoding.cache import SlotCache, SlotCacheLayer
 from zipar.decoding.engine import Prefix
@@ -65,6 +68,9 @@ class _Layer(CacheLayerMixin):
 class TransformersModel(VisualModel):
     """A family whose modules are transformers': it runs ``decoder``, and says what goes in and what comes out."""
 
+    network: ClassVar[Any]
+    """The class of transformers."""
+
     def __init__(self, model: PreTrainedModel, decoder: PreTrainedModel) -> None:
         """``model`` is the user's; ``decoder`` the part of it that takes ``inputs_embeds`` and gives hidden states."""
         super().__init__()
@@ -74,6 +80,20 @@ class TransformersModel(VisualModel):
         uncompiled = getattr(decoder, "_orig_mod", decoder)  # torch.compile hides the signature
         names = inspect.signature(uncompiled.forward).parameters
         self._cache_argument = "cache" if "cache" in names else "past_key_values"  # its name before transformers 5.24
+
+    @classmethod
+    def outline(cls, directory: Path) -> "TransformersModel":
+        return cls(cls.without_weights(directory))  # type: ignore[call-arg]  # families know where their decoder is
+
+    @classmethod
+    def without_weights(cls, directory: Path) -> Any:
+        """The network that a ``config.json`` of transformers describes, on the meta device.
+
+        Raises:
+            ZipARError: it is damaged.
+        """
+        with build(directory), torch.device("meta"):
+            return cls.network(cls.network.config_class.from_pretrained(directory, local_files_only=True))
 
     @abstractmethod
     def embed(self, tokens: Tensor) -> Tensor:
@@ -121,6 +141,13 @@ class TransformersModel(VisualModel):
             )
         hidden: Tensor = output.last_hidden_state
         return hidden
+
+    def head(self, hidden: Tensor, rows: slice | Tensor) -> Tensor:
+        """Float32 logits of some ``rows`` of the vocabulary, by the ``lm_head`` of a model of text and images."""
+        head = self.model.lm_head
+        if type(head.weight) is nn.Parameter and not head.weight.is_meta:
+            return F.linear(hidden.to(head.weight.device), head.weight[rows]).float()
+        return head(hidden)[..., rows].float()  # sharded, quantised or on disk: it alone knows its weights
 
     @contextmanager
     def _plugged(self) -> Iterator[None]:

@@ -102,10 +102,10 @@ class VisualModel(ABC, nn.Module):
         """
 
     @classmethod
+    @abstractmethod
     def outline(cls, directory: Path) -> "VisualModel":
-        """The model for those who only ask what it looks like: without its weights, where the family can do so.
+        """The model without its weights, on the meta device, for those who only ask what it looks like.
 
         Raises:
-            ZipARError: the checkpoint is damaged or incomplete.
+            ZipARError: the checkpoint's config is damaged.
         """
-        return cls.load(directory, torch.float32, torch.device("cpu"))

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from transformers import Emu3Config, Emu3ForConditionalGeneration, Emu3Processor
+from transformers import Emu3ForConditionalGeneration, Emu3Processor
 
-from zipar.checkpoints.files import build
 from zipar.checkpoints.pretrained import load_model, load_processor
 from zipar.decoding.engine import Prefix
 from zipar.decoding.sampling import Sampling
@@ -48,6 +46,7 @@ class Emu3(TransformersModel):
     """
 
     family = "emu3"
+    network = Emu3ForConditionalGeneration
 
     def __init__(self, model: Any, processor: Any = None) -> None:
         """``model`` is an ``Emu3ForConditionalGeneration``; only prompts need its ``Emu3Processor``.
@@ -61,7 +60,7 @@ class Emu3(TransformersModel):
         self.codebook_size: int = model.config.vq_config.codebook_size
         self.downsampling: int = model.model.vqmodel.spatial_scale_factor
         self.image_size = (SIDE // self.downsampling * self.downsampling,) * 2
-        visual, known = _vocabulary(model.config, model.vocabulary_mapping.img2bpe)
+        visual, known = _vocabulary(model.config, model.model.vocabulary_mapping.img2bpe)
         if processor is not None:
             held = model.config.vocabulary_map
             for name in BEFORE_IMAGE:
@@ -75,19 +74,9 @@ class Emu3(TransformersModel):
     @classmethod
     def load(cls, directory: Path, dtype: torch.dtype, device: torch.device) -> "Emu3":
         processor = load_processor(Emu3Processor, directory)
-        model = load_model(Emu3ForConditionalGeneration, directory, dtype)
+        model = load_model(cls.network, directory, dtype)
         model.model.vqmodel.float()  # as the authors run it, whatever the decoder's
         return cls(model.to(device), processor).eval().requires_grad_(False)
-
-    @classmethod
-    def outline(cls, directory: Path) -> "Emu3":
-        """The model without its weights, on the meta device.
-
-        Raises:
-            ZipARError: the config is damaged.
-        """
-        with build(directory), torch.device("meta"):
-            return cls(Emu3ForConditionalGeneration(Emu3Config.from_pretrained(directory, local_files_only=True)))
 
     def grid(self, height: int, width: int) -> TokenGrid:
         step, limit = self.downsampling, self.decoder.config.max_position_embeddings
@@ -167,9 +156,7 @@ class Emu3(TransformersModel):
         return embedded
 
     def logits(self, hidden: Tensor) -> Tensor:
-        rows = self.ids[: self.codebook_size] if self._visual is None else self._visual
-        head = self.model.lm_head.weight[rows]
-        return F.linear(hidden.to(head.device), head).float()  # a device map may have them apart
+        return self.head(hidden, self.ids[: self.codebook_size] if self._visual is None else self._visual)
 
     def codes(self, tokens: Tensor) -> Tensor:
         return tokens

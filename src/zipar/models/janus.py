@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, JanusConfig, JanusForConditionalGeneration, JanusProcessor
+from transformers import GenerationConfig, JanusForConditionalGeneration, JanusProcessor
 
-from zipar.checkpoints.files import build
 from zipar.checkpoints.pretrained import load_model, load_processor
 from zipar.decoding.engine import Prefix
 from zipar.decoding.sampling import Sampling
@@ -25,6 +24,7 @@ class Janus(TransformersModel):
     """Janus or Janus-Pro: prompts are sentences."""
 
     family = "janus"
+    network = JanusForConditionalGeneration
     model: Any
 
     def __init__(self, model: Any, processor: Any = None) -> None:
@@ -47,18 +47,8 @@ class Janus(TransformersModel):
         processor = load_processor(JanusProcessor, directory)
         if processor.chat_template is None:
             raise ZipARError(f"{directory} holds no chat template: put the chat_template.jinja of the checkpoint there")
-        model = load_model(JanusForConditionalGeneration, directory, dtype)
+        model = load_model(cls.network, directory, dtype)
         return cls(model.to(device), processor).eval().requires_grad_(False)
-
-    @classmethod
-    def outline(cls, directory: Path) -> "Janus":
-        """The model without its weights, on the meta device.
-
-        Raises:
-            ZipARError: the config is damaged.
-        """
-        with build(directory), torch.device("meta"):
-            return cls(JanusForConditionalGeneration(JanusConfig.from_pretrained(directory, local_files_only=True)))
 
     def grid(self, height: int, width: int) -> TokenGrid:
         if (height, width) != self.image_size:

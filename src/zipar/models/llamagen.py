@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zipar.checkpoints.files import build, read_config, read_tensors
+from zipar.checkpoints.pretrained import load_model, load_processor
 from zipar.decoding.attention import attend
 from zipar.decoding.cache import SlotCache
 from zipar.decoding.engine import Prefix
@@ -91,29 +92,40 @@ class LlamaGen(VisualModel):
 
     @classmethod
     def load(cls, directory: Path, dtype: torch.dtype, device: torch.device) -> "LlamaGen":
-        settings = read_config(directory)
-        with build(directory):
-            decoder_config = LlamaGenConfig(**settings["decoder"])
-            tokenizer_config = VQConfig(**settings["image_tokenizer"])
-            defaults = Sampling(**settings.get("sampling", {}))
-            with torch.device("meta"):
-                decoder, image_tokenizer = Transformer(decoder_config), VQModel(tokenizer_config)
+        decoder, image_tokenizer, settings = cls._parts(directory)
         decoder_weights = read_tensors(directory / "decoder.safetensors", decoder)
         decoder.load_state_dict(decoder_weights, assign=True)
         image_tokenizer.load_state_dict(
             read_tensors(directory / "image_tokenizer.safetensors", image_tokenizer), assign=True
         )
         text_encoder, text_tokenizer = None, None
-        if decoder_config.caption_dim is not None:
+        if decoder.config.caption_dim is not None:
             text_encoder, text_tokenizer = load_text_encoder(directory / "text_encoder", dtype)
-        prompts = directory / "prompts.json"
-        vocabulary = PromptVocabulary.load(prompts) if prompts.exists() else None
         decoder = decoder.to(device, dtype)
         image_tokenizer = image_tokenizer.to(device, torch.float32)  # as the authors run it, whatever the decoder's
         if text_encoder is not None:
             text_encoder = text_encoder.to(device)
-        model = cls(decoder, image_tokenizer, text_encoder, text_tokenizer, defaults, vocabulary)
+        model = cls(decoder, image_tokenizer, text_encoder, text_tokenizer, **settings)
         return model.eval().requires_grad_(False)
+
+    @classmethod
+    def outline(cls, directory: Path) -> "LlamaGen":
+        decoder, image_tokenizer, settings = cls._parts(directory)
+        text_encoder = None if decoder.config.caption_dim is None else object()
+        return cls(decoder, image_tokenizer, text_encoder, **settings)
+
+    @classmethod
+    def _parts(cls, directory: Path) -> tuple["Transformer", VQModel, dict[str, Any]]:
+        """The networks without weights, on the meta device, and arguments that the directory holds."""
+        config, prompts = read_config(directory), directory / "prompts.json"
+        with build(directory):
+            settings = {
+                "defaults": Sampling(**config.get("sampling", {})),
+                "vocabulary": PromptVocabulary.load(prompts) if prompts.exists() else None,
+            }
+            with torch.device("meta"):
+                decoder = Transformer(LlamaGenConfig(**config["decoder"]))
+                return decoder, VQModel(VQConfig(**config["image_tokenizer"])), settings
 
     @property
     def dtype(self) -> torch.dtype:
@@ -215,21 +227,8 @@ def load_text_encoder(directory: Path, dtype: torch.dtype) -> tuple[Any, Any]:
         raise ZipARError(f"{directory} holds no text encoder: a text-conditional LlamaGen needs its T5 encoder there")
     if (kind := read_config(directory).get("model_type")) != "t5":
         raise ZipARError(f"{directory} holds a text encoder of type {kind!r}, but LlamaGen needs a T5")
-    # transformers would make up what is missing: random weights, and a tokenizer without words
-    if not any((directory / name).exists() for name in ("tokenizer.json", "spiece.model")):
-        raise ZipARError(f"{directory} holds no tokenizer: put tokenizer.json or spiece.model beside the T5 encoder")
-    try:
-        loaded: Any = T5EncoderModel.from_pretrained(
-            directory, dtype=dtype, local_files_only=True, output_loading_info=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except Exception as error:  # transformers raises whatever its parts do
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ZipARError(f"{directory} holds no text encoder that can be read: {reason}") from error
-    encoder, loading = loaded
-    if missing := sorted(loading["missing_keys"]):
-        raise ZipARError(f"{directory} lacks {len(missing)} tensors of its text encoder, such as {missing[0]}")
-    return encoder, tokenizer
+    tokenizer = load_processor(AutoTokenizer, directory)
+    return load_model(T5EncoderModel, directory, dtype, use_safetensors=None), tokenizer
 
 
 class Transformer(nn.Module):

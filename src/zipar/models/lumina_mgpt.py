@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import ChameleonConfig, ChameleonForConditionalGeneration
+from transformers import ChameleonForConditionalGeneration
 
 from zipar.checkpoints.files import build, read_config, read_tensors, read_tokenizer
+from zipar.checkpoints.pretrained import load_model
 from zipar.decoding.engine import Prefix
 from zipar.decoding.sampling import Sampling
 from zipar.errors import ZipARError
@@ -36,6 +36,7 @@ TOKEN_SIDE = 16
 class Chameleon(TransformersModel):
     """What its families share: one vocabulary, a decoder of transformers, and Meta's image decoder."""
 
+    network = ChameleonForConditionalGeneration
     sampling: ClassVar[Sampling]
     """How the family's authors sample."""
 
@@ -91,17 +92,14 @@ class Chameleon(TransformersModel):
             read_tensors(directory / "image_tokenizer.safetensors", image_tokenizer), assign=True
         )
         tokenizer = read_tokenizer(directory / "tokenizer.json")
-        model: Any = load_weights(directory / "decoder", dtype)
+        model = load_model(cls.network, directory / "decoder", dtype)
         image_tokenizer = image_tokenizer.to(device, torch.float32)  # as the authors run it
         return cls(model.to(device), tokenizer, image_tokenizer, **settings).eval().requires_grad_(False)
 
     @classmethod
     def outline(cls, directory: Path) -> "Chameleon":
         settings, image_tokenizer = cls._settings(directory)
-        with build(directory):
-            config = ChameleonConfig.from_dict(read_config(directory / "decoder"))
-            with torch.device("meta"):
-                model = ChameleonForConditionalGeneration(config)
+        model = cls.without_weights(directory / "decoder")
         return cls(model, None, image_tokenizer, **settings)
 
     @classmethod
@@ -199,8 +197,7 @@ class Chameleon(TransformersModel):
         return embedded
 
     def logits(self, hidden: Tensor) -> Tensor:
-        head = self.model.lm_head.weight[self.first : self.first + self.codebook_size]
-        return F.linear(hidden, head).float()
+        return self.head(hidden, slice(self.first, self.first + self.codebook_size))
 
     def codes(self, tokens: Tensor) -> Tensor:
         return self.code_of[tokens]
@@ -303,22 +300,3 @@ class Anole(Chameleon):
 
     def unconditional(self, grid: TokenGrid) -> list[int]:
         return [self.beginning, self.start]
-
-
-def load_weights(directory: Path, dtype: torch.dtype) -> ChameleonForConditionalGeneration:
-    """The model that transformers saved in ``directory``, with all its weights, on the CPU.
-
-    Raises:
-        ZipARError: weights are missing, damaged, or of another shape than the config says.
-    """
-    try:
-        loaded: Any = ChameleonForConditionalGeneration.from_pretrained(
-            directory, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
-    except Exception as error:  # transformers raises whatever its parts do
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ZipARError(f"{directory} holds no Chameleon that can be read: {reason}") from error
-    model, loading = loaded
-    if missing := sorted(loading["missing_keys"]):  # transformers would make them up
-        raise ZipARError(f"{directory} lacks {len(missing)} tensors, such as {missing[0]}: convert it again")
-    return model
