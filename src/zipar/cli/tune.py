@@ -95,6 +95,6 @@ def tune(
     record = {"strategy": choice, "tolerance": limit, **started.record(), "prompts": study.prompts}
     outputs.write({started.directory / FILE: outputs.record({**record, "tried": tables.jsonable(rows)})})
     if not quiet:
-        shown = ("strategy", "forward_passes", "fewer", "slots_evaluated", "seconds", "speedup", "gap")
+        shown = ("strategy", "forward_passes", "slots_evaluated", "seconds", "speedup", "gap")
         show(*tables.cells(rows, shown, brief=True))
         print(f"{choice} is the default of {model} from now on ({started.directory / FILE})")
