@@ -1,5 +1,6 @@
 """The engine against decoders that share nothing with it: one without cache or schedule, and transformers' own."""
 
+import inspect
 from itertools import zip_longest
 
 import pytest
@@ -182,8 +183,10 @@ class Network:
             def update(self, key, value, layer, **_):
                 return cache.layers[layer].update(key, value)
 
+        known = "cache" in inspect.signature(self.llama.forward).parameters
+        cached = {"cache" if known else "past_key_values": Cache()}  # its name before transformers 5.24
         return self.llama(
-            inputs_embeds=embeddings, position_ids=positions, cache=Cache(), attention_mask=mask
+            inputs_embeds=embeddings, position_ids=positions, attention_mask=mask, **cached
         ).logits.float()
 
     def prefill(self, prefix, cache, mask):

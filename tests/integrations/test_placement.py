@@ -10,7 +10,6 @@ import sys
 import pytest
 import torch
 from transformers import ChameleonForConditionalGeneration, Emu3ForConditionalGeneration, JanusForConditionalGeneration
-from transformers.distributed import DistributedConfig
 
 import zipar
 from zipar import ZipAR
@@ -116,7 +115,7 @@ def test_a_compiled_decoder(case):
 
 
 PROCESS = """
-import sys
+import os, sys
 import torch, torch.distributed, transformers
 from transformers.distributed import DistributedConfig
 import zipar
@@ -124,8 +123,10 @@ from zipar.decoding.cache import SlotCacheLayer
 
 kind, directory, saved = sys.argv[1:]
 arguments, expected, held = torch.load(saved)
-model = getattr(transformers, kind).from_pretrained(directory, distributed_config=DistributedConfig(tp_plan="auto"))
-assert hasattr(model.lm_head.weight, "placements")
+new = hasattr(DistributedConfig(), "tp_plan")
+asked = {"distributed_config": DistributedConfig(tp_plan="auto")} if new else {"tp_plan": "auto"}
+model = getattr(transformers, kind).from_pretrained(directory, **asked)
+assert hasattr(model.lm_head.weight, "placements") == new  # older versions shard no head of these
 heads, update = set(), SlotCacheLayer.update
 def recorded(layer, key, value):
     found = update(layer, key, value)
@@ -140,14 +141,13 @@ assert heads == {held}, heads
 everywhere = [torch.empty_like(drawn) for _ in range(2)]
 torch.distributed.all_gather(everywhere, drawn)
 assert everywhere[0].equal(everywhere[1])
-torch.distributed.destroy_process_group()
+torch.distributed.barrier()
+os._exit(0)  # now and then, threads of torch abort an orderly exit
 """
 
 
 def test_tensor_parallelism(case, tmp_path):
     pytest.importorskip("accelerate")  # transformers loads no sharded model without it
-    if not hasattr(DistributedConfig(), "tp_plan"):
-        pytest.skip("this transformers has another way to shard")
     if case.family == "lumina_mgpt":
         assert not case.plain.supports_tp_plan  # or else it belongs below, and into the README
         return
