@@ -168,8 +168,10 @@ def plot(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
     most = max(row["pass_ratio"] for rows in results.values() for row in rows)
     axes.plot([1, most], [1, most], color="0.7", linestyle="--", label="every pass costs the same")
     for name, rows in results.items():
-        points = sorted((row["pass_ratio"], row["speedup"]) for row in rows)
+        points = sorted((row["pass_ratio"], row["speedup"]) for row in rows if row["strategy"] not in DRAFTED)
         axes.plot(*zip(*points, strict=True), marker="o", label=name)
+        if drafted := [(row["pass_ratio"], row["speedup"]) for row in rows if row["strategy"] in DRAFTED]:
+            axes.plot(*zip(*drafted, strict=True), marker="s", linestyle="", label=f"{name}, with drafts")
     axes.set(xlabel="times fewer forward passes", ylabel="times faster")
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
