@@ -48,9 +48,11 @@ def save_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
                 axis.annotate(
                     str(number), (x, y), (4, 4), textcoords="offset points", fontsize=8, color=drawing[0].get_color()
                 )
-        axis.set(xlabel="forward passes", ylabel=label, xlim=(0, None))
+        axis.set(xlabel="forward passes", ylabel=label, xlim=(0, 1.08 * max(row["forward_passes"] for row in rows[1:])))
         axis.grid(alpha=0.3)
-    panels[0].legend(fontsize=8)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False
+    )
     figure.savefig(path, dpi=150)
 
 
