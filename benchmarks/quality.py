@@ -39,7 +39,7 @@ STRATEGIES = [
     *(f"zipar:{window}:{lookahead}" for lookahead in (4, 8, 16) for window in (1, 2, 3, 4)),
     *("zipar:4:wave", "zipar:2:wave", "zipar:4:8:wave"),
     *("adaptive:1", "adaptive:2"),
-    *("jacobi:16", "jacobi:32", "jacobi:8:2"),
+    *("jacobi:16", "jacobi:32", "jacobi:8:4"),
 ]
 SHOWN = ["raster", "zipar:1", "zipar:2", "zipar:4", "zipar:2:8", "zipar:4:8", "adaptive:2", "jacobi:16"]
 """Rows of the sheet of images."""
