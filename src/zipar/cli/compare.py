@@ -13,17 +13,7 @@ STRATEGIES = ("zipar:8", "zipar:4", "zipar:2")
 
 def compare(
     prompt: options.Prompt,
-    strategy: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--strategy",
-            "-s",
-            metavar="NAME[:NUMBER...]",
-            help="Such as zipar:8, zipar:8:wave, zipar:4:16 (lookahead 16), adaptive:2, jacobi:16; may be given "
-            "several times. Raster order always comes first.",
-            show_default=" ".join(STRATEGIES),
-        ),
-    ] = None,
+    strategy: options.Strategies = None,
     model: options.Model = "emoji",
     size: options.Size = None,
     dtype: options.WeightType = None,
@@ -50,7 +40,8 @@ def compare(
 ) -> None:
     """Paint one prompt with several strategies, and show them side by side.
 
-    All start from the same seed. Seconds are from the prompt to the picture, after a run that is not counted.
+    All start from the same seed; they are zipar:8, zipar:4 and zipar:2 unless told otherwise.
+    Seconds are from the prompt to the picture, after a run that is not counted.
     """
     for path, suffixes in ((output, outputs.PICTURES), (stats, (".json",)), (animate, (".gif",))):
         outputs.check(path, *suffixes)

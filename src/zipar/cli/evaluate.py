@@ -78,6 +78,8 @@ def evaluate(
 ) -> None:
     """Measure strategies against raster decoding: passes, seconds, fidelity, FID and prompt accuracy.
 
+    Strategies are zipar:8, zipar:4, zipar:2 and zipar:4:8 unless told otherwise.
+
     Fidelity is the negative log-likelihood of an image's tokens under full raster context, less that of raster's
     own images of the same prompts and seeds: what parallel decoding lost, in nats a token, without any reference.
     """
