@@ -9,7 +9,6 @@ document is written anew from them in seconds. Give the timings idle cores.
 import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ import near_ties
 import projections
 import unwritten_zeros
 from decoding import machine
+from studies import SEED, prompts
 from zipar.decoding import names
 from zipar.decoding.strategy import Strategy
 from zipar.evaluation import plots, tables
@@ -30,9 +30,6 @@ from zipar.evaluation.report import Graders, Reference, evaluate
 from zipar.evaluation.samples import Study, stamp
 from zipar.models import auto
 from zipar.pipeline import Pipeline
-
-sys.path.append(str(Path(__file__).parents[1] / "recipes" / "emoji"))
-from prompts import prompts  # type: ignore[import-not-found]
 
 STRATEGIES = [
     *(f"zipar:{window}" for window in (1, 2, 3, 4)),
@@ -162,7 +159,7 @@ def main() -> None:
         prompts=prompts(args.images),
         sampling=model.defaults,
         grid=model.grid(*model.image_size),
-        seed=7,
+        seed=SEED,
         batch_size=args.batch_size,
         folder=args.output / "batches",
     )

@@ -1,4 +1,5 @@
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -58,3 +59,11 @@ def test_a_row_end_token_may_be_token_0():
 def test_empty_grids_are_refused(sides):
     with pytest.raises(ZipARError, match="at least 1"):
         TokenGrid(*sides)
+
+
+@pytest.mark.parametrize("grid", [TokenGrid(2, 3, row_end=7), TokenGrid(2, 3, frames=2, row_end=7, frame_end=(8, 9))])
+def test_picking_leaves_known_tokens_out(grid):
+    sequences = torch.arange(2 * grid.slots).view(2, grid.slots)
+    picked = grid.pick(sequences)
+    assert picked.shape == (2, *grid.free().shape[grid.frames == 1 :])
+    assert picked.flatten().tolist() == [*grid.free().flatten(), *(grid.free() + grid.slots).flatten()]

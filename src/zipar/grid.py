@@ -55,6 +55,11 @@ class TokenGrid:
         row = torch.arange(self.rows)[:, None] * self.row_stride
         return frame + row + torch.arange(self.columns)
 
+    def pick(self, sequences: Tensor) -> Tensor:
+        """The free slots of (images, slots) sequences: (images, rows, columns), or (images, frames, rows, columns)."""
+        picked = sequences[:, self.free().to(sequences.device)]
+        return picked[:, 0] if self.frames == 1 else picked
+
     def blank(self) -> Tensor:
         """The sequence with its given tokens in place and 0 elsewhere, int64 (slots,)."""
         sequence = torch.zeros(self.frames, self.frame_stride, dtype=torch.int64)

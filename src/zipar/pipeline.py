@@ -136,9 +136,7 @@ class Pipeline:
         )
         encoding = time.perf_counter() - started
         decoded = decode(self.model, prefix, grid, strategy or self.strategy, sampling, seeds, callback)
-        free = grid.free().flatten()
-        shape = (images, grid.rows, grid.columns) if grid.frames == 1 else (images, *grid.free().shape)
-        codes = self.model.codes(decoded.tokens[:, free]).view(shape)
+        codes = self.model.codes(grid.pick(decoded.tokens))
         started = time.perf_counter()
         pixels = self.model.pixels(codes).cpu().numpy()
         seconds = time.perf_counter() - started
@@ -157,11 +155,10 @@ class Pipeline:
             vision_seconds=seconds,
             peak_memory_bytes=memory,
         )
-        born = decoded.born[:, free].view(shape)
         return PipelineOutput(
             [Image.fromarray(image) for image in pixels],
             codes.cpu().numpy().astype(np.int32),
-            born.cpu().numpy().astype(np.int32),
+            grid.pick(decoded.born).cpu().numpy().astype(np.int32),
             stats,
         )
 

@@ -138,18 +138,22 @@ def evaluate(
 
 def _graders(started: "Session", reference: Path | None, clip: str | None) -> "Graders":
     """The judge and statistics that a model ships with, and what the user asks for."""
-    from zipar.evaluation.clip import ClipScorer
     from zipar.evaluation.fid import Moments
-    from zipar.evaluation.inception import Inception, folder_moments
     from zipar.evaluation.judge import Judge
     from zipar.evaluation.report import Graders, Reference
 
     device, shipped = started.pipe.model.device, started.directory / "judge"
     judge = Judge.load(shipped).to(device) if shipped.is_dir() else None
-    against = None
+    against, score = None, None
     if reference is not None:
+        from zipar.evaluation.inception import Inception, folder_moments
+
         features = Inception(device).features
         against = Reference(features, folder_moments(reference, features), replicates=100)
     elif judge is not None:
         against = Reference(judge.features, Moments.load(shipped / "reference.safetensors"), replicates=1000)
-    return Graders(judge, against, ClipScorer(clip, device).score if clip else None)
+    if clip:
+        from zipar.evaluation.clip import ClipScorer
+
+        score = ClipScorer(clip, device).score
+    return Graders(judge, against, score)

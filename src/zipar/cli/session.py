@@ -1,4 +1,4 @@
-"""What ``generate`` and ``compare`` share: a loaded model, and arguments that are the same for all its calls."""
+"""What commands that paint share: a loaded model, and arguments that are the same for all its calls."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from zipar.checkpoints.tuned import tuned
 from zipar.cli.options import DType, parse_size
 from zipar.cli.progress import spinner
 from zipar.decoding.engine import Progress
@@ -19,7 +18,7 @@ from zipar.errors import ZipARError
 from zipar.evaluation.samples import Study, stamp
 from zipar.grid import TokenGrid
 from zipar.models import auto
-from zipar.pipeline import DecodingStats, Pipeline, PipelineOutput
+from zipar.pipeline import DecodingStats, Pipeline, PipelineOutput, pipeline
 
 EXAMPLES = 32
 """Images of each strategy where neither prompts nor a number is given."""
@@ -100,18 +99,18 @@ def start(
     directory = auto.find(model)
     _hush()
     with spinner(f"loading {model}", quiet):
-        loaded = auto.load(directory, getattr(torch, dtype.value) if dtype else None, device)
+        pipe = pipeline(directory, dtype=getattr(torch, dtype.value) if dtype else None, device=device)
     given: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
-    pixels = wanted or loaded.image_size
+    pixels = wanted or pipe.model.image_size
     return Session(
         name=model,
         directory=directory,
-        pipe=Pipeline(loaded, tuned(directory)),
+        pipe=pipe,
         prompts=list(prompts),
         negative_prompt=negative_prompt,
-        sampling=dataclasses.replace(loaded.defaults, **given),
+        sampling=dataclasses.replace(pipe.model.defaults, **given),
         size=pixels,
-        grid=loaded.grid(*pixels),
+        grid=pipe.model.grid(*pixels),
         seed=seed,
         num_images=num_images,
     )

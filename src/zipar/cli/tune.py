@@ -1,7 +1,7 @@
 """``zipar tune``: the fewest passes a model's images bear."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -62,9 +62,7 @@ def tune(
     from zipar.decoding.raster import Raster
     from zipar.decoding.zipar import ZipAR
     from zipar.evaluation import report, tables, tuning
-    from zipar.models import auto
 
-    outputs.check_directory(auto.find(model))
     limit = tuning.TOLERANCE if tolerance is None else tolerance
     started = session.start(
         options.read_prompts(prompts),
@@ -76,21 +74,18 @@ def tune(
         negative_prompt=None,
         quiet=quiet,
     )
+    outputs.check_directory(started.directory)
     study = session.study(started, images, batch_size, output / "batches")
-    tried: dict[str, dict[str, Any]] = {}
     with counter(None, quiet) as advance, session.enough_memory():
         study.warm_up(ZipAR(1))
+        comparison = report.Comparison(study, report.Graders(), 0, lambda each, made: advance(names.name(each), made))
 
         def measure(strategy: ZipAR) -> tuning.Figures:
-            if (name := names.name(strategy)) not in tried:
-                rows = report.evaluate(
-                    study, [strategy], report.Graders(), 0, lambda each, made: advance(names.name(each), made)
-                ).rows
-                tried.update({row["strategy"]: row for row in rows})
-            return tuning.Figures(tried[name]["gap"].value, tried[name]["forward_passes"])
+            row = comparison.measure(strategy)
+            return tuning.Figures(row["gap"].value, row["forward_passes"])
 
         best = tuning.search(measure, study.grid.columns, lookahead, limit) or Raster()
-    rows = sorted(tried.values(), key=lambda row: -row["forward_passes"])
+    rows = sorted(comparison.report.rows, key=lambda row: -row["forward_passes"])
     choice = names.name(best)
     record = {"strategy": choice, "tolerance": limit, **started.record(), "prompts": study.prompts}
     outputs.write({started.directory / FILE: outputs.record({**record, "tried": tables.jsonable(rows)})})

@@ -72,53 +72,73 @@ def evaluate(
 ) -> Report:
     """Make the images of all strategies, or take them from where an earlier run left them, and measure them.
 
-    Args:
-        study: of two prompts or more.
-        pictures: how many of each strategy's to keep.
-        callback: told how many images a batch has brought.
+    Args: those of ``Comparison``, and strategies in any order.
     """
-    vocabulary = study.model.vocabulary
-    asked = [vocabulary.parse(prompt) for prompt in study.prompts] if vocabulary and graders.judge else []
-    report = Report([], [])
-    base: dict[str, Any] = {}
-    for strategy in dict.fromkeys([Raster(), *strategies]):
-        found = _collect(study, strategy, graders, pictures, lambda images, s=strategy: callback(s, images))  # type: ignore[misc]
-        if asked:
-            found["verdicts"] = verdicts(asked, found.pop("seen"))
-        if graders.reference:
-            features, (_, moments, replicates) = found.pop("features"), graders.reference
-            found["fid"] = frechet_distance(moments, Moments.of(features))
-            found["resampled"] = resample(features, moments, replicates)
-        base = base or found
-        report.pictures.append(found["images"])
-        report.rows.append({"strategy": names.name(strategy), **_row(found, base)})
-    return report
+    comparison = Comparison(study, graders, pictures, callback)
+    for strategy in strategies:
+        comparison.measure(strategy)
+    return comparison.report
 
 
-def _collect(
-    study: Study, strategy: Strategy, graders: Graders, pictures: int, callback: Callable[[int], None]
-) -> dict[str, Any]:
-    """Figures (images,) of every image, the first images, and what the graders see in all."""
-    arrays: dict[str, list[np.ndarray]] = {}
-    seen: dict[str, list[str]] = {}
-    features: list[Tensor] = []
-    done = 0
-    for batch in study.batches(strategy):
-        for name in ("nats", "outside", "forward_passes", "slots_evaluated", "rejections", "seconds"):
-            arrays.setdefault(name, []).append(getattr(batch, name))
-        arrays.setdefault("images", []).append(batch.images[: max(pictures - done, 0)])
-        if graders.judge:
-            for name, values in graders.judge.classify(batch.images).items():
-                seen.setdefault(name, []).extend(values)
+class Comparison:
+    """Measures strategies as they come, each once; raster decoding has been measured before all others."""
+
+    def __init__(
+        self, study: Study, graders: Graders, pictures: int, callback: Callable[[Strategy, int], None]
+    ) -> None:
+        """
+        Args:
+            study: of two prompts or more.
+            pictures: how many of each strategy's to keep.
+            callback: told how many images a batch has brought.
+        """
+        self.study, self.graders, self.pictures, self.callback = study, graders, pictures, callback
+        vocabulary = study.model.vocabulary
+        self.asked = [vocabulary.parse(prompt) for prompt in study.prompts] if vocabulary and graders.judge else []
+        self.report = Report([], [])
+        self._rows: dict[Strategy, dict[str, Any]] = {}
+        self._base: dict[str, Any] = {}
+        self.measure(Raster())
+
+    def measure(self, strategy: Strategy) -> dict[str, Any]:
+        """The row of a strategy."""
+        if strategy not in self._rows:
+            found = self._collect(strategy)
+            self._base = self._base or found
+            self._rows[strategy] = {"strategy": names.name(strategy), **_row(found, self._base)}
+            self.report.rows.append(self._rows[strategy])
+            self.report.pictures.append(found["images"])
+        return self._rows[strategy]
+
+    def _collect(self, strategy: Strategy) -> dict[str, Any]:
+        """Figures (images,) of every image, the first images, and what the graders say of all."""
+        graders = self.graders
+        arrays: dict[str, list[np.ndarray]] = {}
+        seen: dict[str, list[str]] = {}
+        features: list[Tensor] = []
+        done = 0
+        for batch in self.study.batches(strategy):
+            for name in ("nats", "outside", "forward_passes", "slots_evaluated", "rejections", "seconds"):
+                arrays.setdefault(name, []).append(getattr(batch, name))
+            arrays.setdefault("images", []).append(batch.images[: max(self.pictures - done, 0)])
+            if graders.judge:
+                for name, values in graders.judge.classify(batch.images).items():
+                    seen.setdefault(name, []).extend(values)
+            if graders.reference:
+                features.append(graders.reference.features(batch.images).cpu())
+            if graders.clip:
+                scores = graders.clip(batch.images, self.study.prompts[done : done + len(batch)])
+                arrays.setdefault("clip", []).append(scores.double().cpu().numpy())
+            done += len(batch)
+            self.callback(strategy, len(batch))
+        found: dict[str, Any] = {name: np.concatenate(parts) for name, parts in arrays.items()}
+        if self.asked:
+            found["verdicts"] = verdicts(self.asked, seen)
         if graders.reference:
-            features.append(graders.reference.features(batch.images).cpu())
-        if graders.clip:
-            scores = graders.clip(batch.images, study.prompts[done : done + len(batch)])
-            arrays.setdefault("clip", []).append(scores.double().cpu().numpy())
-        done += len(batch)
-        callback(len(batch))
-    found: dict[str, Any] = {name: np.concatenate(parts) for name, parts in arrays.items()}
-    return found | {"seen": seen} | ({"features": torch.cat(features)} if features else {})
+            _, moments, replicates = graders.reference
+            found["fid"] = frechet_distance(moments, Moments.of(torch.cat(features)))
+            found["resampled"] = resample(torch.cat(features), moments, replicates)
+        return found
 
 
 def _row(found: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:

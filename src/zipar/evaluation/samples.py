@@ -88,8 +88,7 @@ class Study:
         started = time.perf_counter()
         prefix = model.prefix(prompts, None, self.sampling.guided, grid)
         decoded = decode(model, prefix, grid, strategy, self.sampling, range(seed, seed + count), callback)
-        codes = model.codes(decoded.tokens[:, grid.free().flatten()])
-        codes = codes.view(count, *(grid.free().shape if grid.frames > 1 else (grid.rows, grid.columns)))
+        codes = model.codes(grid.pick(decoded.tokens))
         images = model.pixels(codes).cpu().numpy()
         seconds = time.perf_counter() - started
         found = likelihood(model, prefix, grid, decoded.tokens, self.sampling)

@@ -28,7 +28,7 @@ class PackedLinear(nn.Module):
 
 
 def pack(modules: Sequence[nn.Module]) -> None:
-    """Pack the linear layers in ``modules`` for good: weights are held once, and can be neither trained nor saved."""
+    """Pack the linear layers in ``modules`` for good: weights are held once, but not to train, save or move."""
     for parent, name, linear in _packable(modules):
         parent._modules[name] = PackedLinear(linear)
 
