@@ -16,7 +16,8 @@ from torch import Tensor
 import zipar
 from decoding import machine
 from studies import Batch, Watched, batches, parser, write
-from zipar.decoding.engine import Prefix, decode
+from zipar.decoding.decodable import Prefix
+from zipar.decoding.engine import decode
 from zipar.decoding.jacobi import CoupledJacobi
 from zipar.decoding.raster import Raster
 from zipar.decoding.sampling import filter_logits, gumbel

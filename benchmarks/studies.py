@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from zipar.decoding.engine import Prefix
+from zipar.decoding.decodable import Prefix
 from zipar.decoding.strategy import Evaluated, Step, Steps, Strategy
 from zipar.grid import TokenGrid
 from zipar.models.base import VisualModel

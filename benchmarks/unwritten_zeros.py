@@ -19,8 +19,10 @@ from torch import Tensor
 import zipar
 from decoding import machine
 from studies import Batch, Watched, batches, mean, parser, write
+from zipar.decoding.attention import additive
 from zipar.decoding.cache import SlotCache
-from zipar.decoding.engine import Decodable, Prefix, additive, decode, prefill_mask
+from zipar.decoding.decodable import Decodable, Prefix
+from zipar.decoding.engine import decode
 from zipar.decoding.raster import Raster
 from zipar.decoding.strategy import Evaluated, StaticStrategy, Step
 from zipar.decoding.zipar import ZipAR
@@ -146,7 +148,7 @@ def attention(model: VisualModel, batch: Batch, tokens: Tensor, gap: Tensor) -> 
     grid, rows = model.grid(*model.image_size), batch.prefix.valid.shape[0]
     length = batch.prefix.valid.shape[1]
     cache = SlotCache(model.layers, length, grid.slots, model.device)
-    model.prefill(batch.prefix, cache, prefill_mask(batch.prefix))
+    model.prefill(batch.prefix, cache, batch.prefix.mask())
     targets = gap.any(1).nonzero()[:, 0]
     slots = torch.arange(grid.slots - 1)
     seen = (slots <= slots[:, None]).expand(rows, -1, -1)

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zipar import Raster, Sampling, TokenGrid, ZipAR, ZipARError
-from zipar.decoding.engine import additive, decode
+from zipar.decoding.attention import additive
+from zipar.decoding.engine import decode
 from zipar.decoding.sampling import sample
 
 SEEDS = [3, -1, 2**80 + 5]

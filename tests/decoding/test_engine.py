@@ -18,8 +18,10 @@ from transformers import (
 )
 
 from zipar import Raster, Sampling, Strategy, TokenGrid, ZipAR, ZipARError
+from zipar.decoding.attention import additive
 from zipar.decoding.cache import SlotCache
-from zipar.decoding.engine import Prefix, additive, decode
+from zipar.decoding.decodable import Prefix
+from zipar.decoding.engine import decode
 from zipar.decoding.sampling import gumbel, sample
 from zipar.decoding.strategy import Step
 

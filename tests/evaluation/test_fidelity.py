@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from zipar import Raster, Sampling, TokenGrid, ZipAR
-from zipar.decoding.engine import additive, decode
+from zipar.decoding.attention import additive
+from zipar.decoding.engine import decode
 from zipar.evaluation.fidelity import likelihood
 
 TEXTS = ["a red fox in the snow", "fox", "two small birds"]

@@ -7,8 +7,9 @@ import torch
 
 import zipar
 from zipar import Raster, Sampling, TokenGrid, ZipAR
+from zipar.decoding.attention import additive
 from zipar.decoding.cache import SlotCache, SlotCacheLayer
-from zipar.decoding.engine import additive, decode
+from zipar.decoding.engine import decode
 from zipar.models.janus import Janus
 
 PROMPTS = ["a red fox in the snow", "birds"]

@@ -20,7 +20,8 @@ from transformers import (
 
 import zipar
 from zipar import Raster, Sampling, TokenGrid, ZipAR, ZipARError
-from zipar.decoding.engine import additive, decode
+from zipar.decoding.attention import additive
+from zipar.decoding.engine import decode
 from zipar.decoding.sampling import gumbel
 from zipar.models import auto
 from zipar.models.janus import Janus

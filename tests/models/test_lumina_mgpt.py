@@ -11,7 +11,8 @@ from transformers import ChameleonForConditionalGeneration
 
 import zipar
 from zipar import Raster, Sampling, ZipAR
-from zipar.decoding.engine import additive, decode
+from zipar.decoding.attention import additive
+from zipar.decoding.engine import decode
 from zipar.decoding.sampling import sample
 from zipar.models import auto
 from zipar.models.lumina_mgpt import Anole, LuminaMGPT

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from zipar.decoding.sampling import probabilities, revise
-from zipar.decoding.strategy import Steps, Strategy
+from zipar.decoding.strategy import Evaluated, Schedule, Step, Strategy
 from zipar.decoding.wave import Wave
 from zipar.decoding.zipar import ZipAR
 from zipar.grid import TokenGrid
@@ -30,48 +31,69 @@ class AdaptiveZipAR(Strategy):
     def __post_init__(self) -> None:
         ZipAR(self.min_window, first_row=self.first_row)  # raises what is not possible
 
-    def steps(self, grid: TokenGrid, tokens: Tensor) -> Steps:
-        wave = Wave(grid, tokens, self.min_window, grid.row_end is None and self.first_row == "alone")
-        tentative = torch.zeros_like(wave.settled, dtype=torch.bool)
-        rejections = torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
-        before: Tensor | None = None
-        passes = 0
-        while True:
-            wanted = wave.wanted(1)
-            if not wanted.any():
-                return rejections
-            wanted[..., 0] |= tentative
-            open_above = ~wave.complete_above()
-            old = tokens.clone()
-            step = wave.step(wanted)
-            logits, sampling, seeds = yield step
-            passes += 1
-
-            starting = (step.targets < grid.slots) & (wave.places.column[step.targets] == 0)
-            image, query = starting.nonzero(as_tuple=True)
-            slot = step.targets[image, query]
-            row = wave.places.row[slot]
-            now = probabilities(logits[image, query], sampling)
-            if before is None:
-                before = now.new_zeros(*tentative.shape, now.shape[1])
-            tested = tentative[image, row]
-            fresh_noise = seeds[image] + passes * 0x5851F42D4C957
-            revised = revise(old[image, slot], before[image, row], now, fresh_noise, slot)
-            tokens[image, slot] = revised.where(tested, tokens[image, slot])
-            before[image, row] = now
-
-            rejected = torch.zeros_like(tentative)
-            rejected[image, row] = tested & (revised != old[image, slot])
-            rejections += rejected.sum(1)
-            # a row that started below a token now rejected has not started
-            stays = rejected | (rejected.roll(1, 1) & (wave.settled == 0))
-            fresh = (wave.settled == 0) & ~stays
-            advanced = wave.settled + (wanted.any(-1) & ~stays).long()
-            tentative = (rejected | (fresh & wanted[..., 0])) & open_above
-            wave.settle(advanced)
+    def schedule(self, grid: TokenGrid, rows: int, device: torch.device) -> Schedule:
+        return Tentative(self, grid, rows, device)
 
     def passes(self, grid: TokenGrid) -> int:
         return grid.tokens
 
     def fewest_passes(self, grid: TokenGrid) -> int:
         return ZipAR(self.min_window, first_row=self.first_row).passes(grid)
+
+
+class Tentative(Wave):
+    """Rows of which the first token may be taken back."""
+
+    tentative: Tensor
+    """Grid rows whose first token is, bool (images, grid rows)."""
+    before: Tensor
+    """What these were drawn from, float32 (images, grid rows + 1, vocabulary); the last entry takes what is of none."""
+
+    def __init__(self, strategy: AdaptiveZipAR, grid: TokenGrid, rows: int, device: torch.device) -> None:
+        alone = grid.row_end is None and strategy.first_row == "alone"
+        super().__init__(grid, rows, device, strategy.min_window, 1, alone)
+        # below a tentative row, which holds one token, none starts; with a window of 1, all may
+        self.most = 1 if self.window > 1 else grid.rows
+        self.width = min(max(self.width, self.most) + self.most, grid.slots)
+        self._keep(rows, tentative=torch.zeros_like(self.settled[0], dtype=torch.bool))
+
+    def prepare(self, vocabulary: int) -> None:
+        rows, grid_rows = self.settled.shape
+        self._keep(rows, before=torch.zeros(grid_rows + 1, vocabulary, device=self.settled.device))
+
+    def plan(self, tokens: Tensor) -> Step:
+        self.evaluates = self.wanted(1)
+        self.evaluates[..., 0] |= self.tentative
+        self.old = tokens.clone()
+        return self.step(self.evaluates)
+
+    def settle(self, tokens: Tensor, evaluated: Evaluated) -> None:
+        starts, slot, row = self._starts(evaluated.step.targets)
+        logits = evaluated.logits.take_along_dim(starts[..., None], 1)
+        now = probabilities(logits, evaluated.draw)
+        tested = F.pad(self.tentative, (0, 1)).gather(1, row)
+        old = self.old.gather(1, slot)
+        noise = evaluated.draw.seeds + evaluated.passes * 0x5851F42D4C957
+        revised = revise(old, self.before.take_along_dim(row[..., None], 1), now, noise, slot)
+        tokens.scatter_(1, slot, revised.where(tested, tokens.gather(1, slot)))
+        self.before.scatter_(1, row[..., None].expand_as(now), now)
+
+        none = torch.zeros_like(F.pad(self.tentative, (0, 1)))
+        rejected = none.scatter(1, row, tested & (revised != old))[:, :-1]
+        self.rejections += rejected.sum(1)
+        # a row that started below a token now rejected has not started
+        stays = rejected | (rejected.roll(1, 1) & (self.settled == 0))
+        fresh = (self.settled == 0) & ~stays & self.evaluates[..., 0]
+        self.tentative.copy_((rejected | fresh) & ~self.complete_above())
+        self.advance(self.settled + (self.evaluates.any(-1) & ~stays).long())
+
+    def _starts(self, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Which of the ``targets`` are first of their grid row: queries, slots and rows, int64 (images, n) each."""
+        width, nowhere = targets.shape[1], self.grid.slots
+        first = (targets < nowhere) & (self.places.column[targets] == 0)
+        query = torch.arange(width, device=targets.device).where(first, width)
+        query = query.topk(min(self.most, width), largest=False).values
+        absent = query == width
+        query = query.clamp(max=width - 1)
+        slot = targets.gather(1, query).masked_fill(absent, nowhere)
+        return query, slot, self.places.row[slot].masked_fill(absent, len(self.slots))

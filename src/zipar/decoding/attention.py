@@ -1,5 +1,6 @@
 """Masked grouped-query attention."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -28,3 +29,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
         mask = mask.expand(-1, -1, query.shape[2], -1).repeat(1, 1, group, 1)
     output = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scale)
     return output.unflatten(2, (group, -1)).flatten(1, 2)
+
+
+def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bool mask (rows, queries, keys), True where visible, as 0 and -inf (rows, 1, queries, keys)."""
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~visible, float("-inf"))[:, None]

@@ -7,11 +7,12 @@ point is the raster sample (Wiggers & Hoogeboom, "Predictive Sampling with Forec
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from zipar.decoding.places import Places
-from zipar.decoding.strategy import Step, Steps, Strategy
+from zipar.decoding.strategy import Evaluated, Schedule, Step, Strategy
 from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
 
@@ -34,32 +35,57 @@ class CoupledJacobi(Strategy):
         if self.window is not None and self.window < 1:
             raise ZipARError(f"window {self.window} is not possible: use at least 1, or None to draft along the raster")
 
-    def steps(self, grid: TokenGrid, tokens: Tensor) -> Steps:
-        places = Places.of(grid, tokens.device)
-        settled = tokens.new_zeros(len(tokens), 1)
-        drafted = ~places.free | (places.slot == 0)
-        while True:
-            tokens.copy_(tokens.where(drafted, tokens[:, places.above]))
-            ahead = (places.slot > settled) & (places.slot <= places.last) & self._near(places, settled)
-            drafted = drafted | ahead
-            width = int(ahead.sum(1).max())
-            if width == 0:
-                return None
-            targets = places.slot.where(ahead, grid.slots).topk(width, largest=False).values
-            queries = (targets - 1).where(targets < grid.slots, settled)
-            guesses = tokens.gather(1, targets)
-            yield Step(queries, queries, targets.where(places.free[targets], grid.slots), grid.slots)
-            # a target is settled when all before it are, and their guesses, which it was evaluated with, were right
-            right = F.pad((tokens.gather(1, targets) == guesses)[:, :-1], (1, 0), value=True)
-            adjoining = targets == settled + places.slot[1 : width + 1]
-            settled = (settled + (right & adjoining).cumprod(1).sum(1, keepdim=True)).clamp(max=places.last)
-
-    def _near(self, places: Places, settled: Tensor) -> Tensor:
-        """Which slots drafts reach, bool (images, slots + 1)."""
-        if self.window is None:
-            return places.rank <= places.rank[settled] + self.lookahead
-        first = places.next_free[settled]
-        return places.column < (places.column[first] + self.lookahead - (places.row - places.row[first]) * self.window)
+    def schedule(self, grid: TokenGrid, rows: int, device: torch.device) -> Schedule:
+        return Ahead(self, grid, rows, device)
 
     def passes(self, grid: TokenGrid) -> int:
         return grid.tokens
+
+
+class Ahead(Schedule):
+    """Drafts from the first slot on that is not settled."""
+
+    settled: Tensor
+    """All slots up to this one hold raster's tokens, int64 (images, 1)."""
+    drafted: Tensor
+    """Slots that hold a token, if only a draft, bool (images, slots + 1)."""
+
+    def __init__(self, strategy: CoupledJacobi, grid: TokenGrid, rows: int, device: torch.device) -> None:
+        self.strategy, self.places = strategy, Places.of(grid, device)
+        everywhere = self.places.slot[: self.places.last + 1, None]
+        super().__init__(max(int(self._ahead(part).sum(1).max()) for part in everywhere.split(512)), rows, device)
+        self._keep(
+            rows,
+            settled=torch.zeros(1, dtype=torch.int64, device=device),
+            drafted=~self.places.free | (self.places.slot == 0),
+        )
+
+    def plan(self, tokens: Tensor) -> Step:
+        places, nowhere = self.places, len(self.places.slot) - 1
+        tokens.copy_(tokens.where(self.drafted, tokens[:, places.above]))
+        ahead = self._ahead(self.settled)
+        self.drafted |= ahead
+        self.targets = places.slot.where(ahead, nowhere).topk(self.width, largest=False).values
+        self.guesses = tokens.gather(1, self.targets)
+        queries = self.targets - 1
+        return Step(queries, queries, self.targets.where(places.free[self.targets], nowhere))
+
+    def settle(self, tokens: Tensor, evaluated: Evaluated) -> None:
+        # a target is settled when all before it are, and their guesses, which it was evaluated with, were right
+        right = F.pad((tokens.gather(1, self.targets) == self.guesses)[:, :-1], (1, 0), value=True)
+        adjoining = self.targets == self.settled + self.places.slot[1 : self.width + 1]
+        self.settled.add_((right & adjoining).cumprod(1).sum(1, keepdim=True)).clamp_(max=self.places.last)
+
+    @property
+    def done(self) -> Tensor:
+        return self.settled[:, 0] == self.places.last
+
+    def _ahead(self, settled: Tensor) -> Tensor:
+        """The slots that drafts reach when all up to ``settled`` (n, 1) are, bool (n, slots + 1)."""
+        places, lookahead, window = self.places, self.strategy.lookahead, self.strategy.window
+        unsettled = (places.slot > settled) & (places.slot <= places.last)
+        if window is None:
+            return unsettled & (places.rank <= places.rank[settled] + lookahead)
+        first = places.next_free[settled]
+        reach = places.column[first] + lookahead - (places.row - places.row[first]) * window
+        return unsettled & (places.column < reach)

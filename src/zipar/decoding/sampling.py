@@ -5,7 +5,9 @@ of a token depends on its seed and slot alone, never on a running stream, so an 
 on the batch, the order of decoding or the device it is made in.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,49 +42,69 @@ class Sampling:
         return self.guidance_scale != 1
 
 
-def guide(logits: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance: (2 * images, ...) logits, conditional ones first -> (images, ...)."""
-    conditional, unconditional = logits.chunk(2)
+class Draw(NamedTuple):
+    """How the tokens of some images are drawn: the same filters, each with its own temperature and seed."""
+
+    temperature: Tensor
+    """Float32 (images, 1, 1); 1 where the image is greedy."""
+    noise: Tensor
+    """Float32 (images, 1, 1): factor of the noise, 0 where the image is greedy, else 1."""
+    seeds: Tensor
+    """int64 (images,)."""
+    top_k: int = 0
+    top_p: float = 1.0
+
+    @classmethod
+    def of(cls, sampling: Sampling, seeds: Sequence[int], device: torch.device | str = "cpu") -> "Draw":
+        """Of images that are sampled alike; a seed of any size counts modulo 2^64."""
+        temperature = torch.full((len(seeds), 1, 1), float(sampling.temperature or 1), device=device)
+        noise = torch.full_like(temperature, sampling.temperature > 0)
+        keys = torch.tensor([(int(seed) + 2**63) % 2**64 - 2**63 for seed in seeds], dtype=torch.int64, device=device)
+        return cls(temperature, noise, keys, sampling.top_k, sampling.top_p)
+
+
+def guide(logits: Tensor, scale: Tensor | float) -> Tensor:
+    """Classifier-free guidance: logits (2 * images, ...), each image's conditional and unconditional -> (images, ...).
+
+    ``scale`` is one number, or float32 (images, 1, 1).
+    """
+    conditional, unconditional = logits.unflatten(0, (-1, 2)).unbind(1)
     return unconditional + scale * (conditional - unconditional)
 
 
-def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Logits (..., vocabulary) after temperature, top-k and top-p; what is filtered out is -inf."""
-    logits = logits / sampling.temperature
-    if 0 < sampling.top_k < logits.shape[-1]:
-        least = logits.topk(sampling.top_k).values[..., -1:]
+def filter_logits(logits: Tensor, draw: Draw) -> Tensor:
+    """Logits (images, queries, vocabulary) after temperature, top-k and top-p; what is filtered out is -inf."""
+    logits = logits / draw.temperature
+    if 0 < draw.top_k < logits.shape[-1]:
+        least = logits.topk(draw.top_k).values[..., -1:]
         logits = logits.masked_fill(logits < least, float("-inf"))
-    if sampling.top_p < 1:
+    if draw.top_p < 1:
         ordered, order = logits.sort()
-        outside = ordered.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
+        outside = ordered.softmax(-1).cumsum(-1) <= 1 - draw.top_p
         outside[..., -1] = False
         logits = logits.masked_fill(outside.scatter(-1, order, outside), float("-inf"))
     return logits
 
 
-def sample(logits: Tensor, sampling: Sampling, seeds: Tensor, slots: Tensor) -> Tensor:
+def sample(logits: Tensor, draw: Draw, slots: Tensor) -> Tensor:
     """Draw a token for each slot.
 
     Args:
         logits: (images, queries, vocabulary), guidance already applied.
-        sampling: temperature and filters.
-        seeds: int64 (images,).
+        draw: temperature, filters and seeds of the images.
         slots: int64 (images or 1, queries), the slots that the tokens are for.
 
     Returns:
         int64 (images, queries).
     """
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    logits = filter_logits(logits, sampling)
-    return (logits + gumbel(seeds, slots, logits.shape[-1])).argmax(-1)
+    noise = gumbel(draw.seeds, slots, logits.shape[-1])
+    return torch.addcmul(filter_logits(logits, draw), draw.noise, noise).argmax(-1)
 
 
-def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """The distribution (..., vocabulary) that ``sample`` draws from; all on one token where it is greedy."""
-    if sampling.temperature == 0:
-        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-    return filter_logits(logits, sampling).softmax(-1)
+def probabilities(logits: Tensor, draw: Draw) -> Tensor:
+    """The distribution (images, queries, vocabulary) that ``sample`` draws from; all on one token where greedy."""
+    certain = torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+    return filter_logits(logits, draw).softmax(-1).where(draw.noise > 0, certain)
 
 
 def revise(tokens: Tensor, before: Tensor, now: Tensor, seeds: Tensor, slots: Tensor) -> Tensor:
@@ -91,18 +113,19 @@ def revise(tokens: Tensor, before: Tensor, now: Tensor, seeds: Tensor, slots: Te
     A token x stays with probability min(1, now(x) / before(x)), else one is drawn from max(0, now - before).
 
     Args:
-        tokens: int64 (n,), drawn from ``before``.
-        before, now: (n, vocabulary).
-        seeds: int64 (n,), of noise that the draws have not used.
-        slots: int64 (n,).
+        tokens: int64 (images, n), drawn from ``before``.
+        before, now: (images, n, vocabulary).
+        seeds: int64 (images,), of noise that the draws have not used.
+        slots: int64 (images, n).
 
     Returns:
-        int64 (n,); those that differ from ``tokens`` were rejected.
+        int64 (images, n); those that differ from ``tokens`` were rejected.
     """
-    noise = gumbel(seeds, slots[:, None], now.shape[-1] + 1)[:, 0]
-    uniform = (-(-noise[:, -1]).exp()).exp()
-    kept = uniform * before.gather(1, tokens[:, None])[:, 0] <= now.gather(1, tokens[:, None])[:, 0]
-    drawn = ((now - before).clamp(min=0).log() + noise[:, :-1]).argmax(1)
+    noise = gumbel(seeds, slots, now.shape[-1] + 1)
+    uniform = (-(-noise[..., -1]).exp()).exp()
+    chosen = tokens[..., None]
+    kept = uniform * before.gather(-1, chosen)[..., 0] <= now.gather(-1, chosen)[..., 0]
+    drawn = ((now - before).clamp(min=0).log() + noise[..., :-1]).argmax(-1)
     return tokens.where(kept, drawn)
 
 

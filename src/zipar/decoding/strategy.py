@@ -4,59 +4,118 @@ The logits of slot n come from feeding the token of slot n - 1 at slot n - 1. A 
 for a set of slots at once. Pass 0 is the prefill of the prompt, whose last position gives slot 0.
 """
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Generator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from zipar.decoding.sampling import Sampling
+from zipar.decoding.sampling import Draw
 from zipar.grid import TokenGrid
 
 
 class Step(NamedTuple):
-    """One forward pass. The three tensors are int64 (images, queries), or (1, queries) for all images alike.
+    """One forward pass, three int64 tensors (rows, queries).
 
     Query ``i`` feeds the token of slot ``sources[i]`` at slot ``queries[i]``; what is sampled from its
     logits goes to slot ``targets[i]``, or nowhere where that is ``grid.slots``. ``sources`` differ from
     ``queries`` where a token that does not exist yet is stood in for.
+
+    Queries are in order of their slots. A row with fewer than others ends with idle ones, which feed the last slot:
+    nothing comes after it, so nobody sees what that writes.
     """
 
     queries: Tensor
     sources: Tensor
     targets: Tensor
-    extent: int
-    """No query is at or beyond this slot, so no cache entry from there on is needed."""
 
 
 class Evaluated(NamedTuple):
     """What came of a step, besides the tokens sampled."""
 
+    step: Step
     logits: Tensor
-    """Float32 (images, queries, vocabulary), guidance applied."""
-    sampling: Sampling
-    seeds: Tensor
-    """int64 (images,)."""
+    """Float32 (rows, queries, vocabulary), guidance applied."""
+    draw: Draw
+    """How tokens were drawn from them."""
+    passes: Tensor
+    """int64 (rows,): the pass, counted from the prefill of the row's image, which is 0."""
 
 
-Steps = Generator[Step, Evaluated, Tensor | None]
-"""Yields the passes after the prefill, and is sent what came of each; it may return rejections, int64 (images,)."""
+class Schedule(ABC):
+    """What each row of a lane does next. A row holds one image after another.
+
+    ``plan`` and ``settle`` are called in turn, and change tensors in place; no shape depends on what these hold,
+    and nothing is read back from the device, so that a pass can be compiled whole or captured as a graph.
+    """
+
+    width: int
+    """The most slots that a pass evaluates for an image."""
+    rejections: Tensor
+    """int64 (rows,): tokens taken back so far, which adaptive strategies alone do."""
+
+    def __init__(self, width: int, rows: int, device: torch.device) -> None:
+        self.width = width
+        self._fresh: dict[str, Tensor] = {}
+        self._keep(rows, rejections=torch.tensor(0, device=device))
+
+    def _keep(self, rows: int, **fresh: Tensor) -> None:
+        """Hold attributes of these names, with a row axis; ``fresh`` is what a row has that begins an image."""
+        self._fresh |= fresh
+        for name, value in fresh.items():
+            setattr(self, name, value.repeat(rows, *[1] * value.ndim))
+
+    def prepare(self, vocabulary: int) -> None:  # noqa: B027
+        """Told once, before the first pass, how many tokens logits are of."""
+
+    @abstractmethod
+    def plan(self, tokens: Tensor) -> Step:
+        """The coming pass, ``width`` queries a row.
+
+        Args:
+            tokens: the live token buffer, int64 (rows, slots + 1), whose last entry takes what has no target; drafts
+                may be put into it.
+        """
+
+    @abstractmethod
+    def settle(self, tokens: Tensor, evaluated: Evaluated) -> None:
+        """Take over what the pass sampled, which ``tokens`` hold now; they may be changed."""
+
+    @property
+    @abstractmethod
+    def done(self) -> Tensor:
+        """Whether a row's image is finished, bool (rows,). From then on its queries are idle."""
+
+    def bounds(self, number: int) -> tuple[int, int] | None:
+        """Queries of a row's pass ``number``, and the slot that they all lie below; None if the image decides."""
+        return None
+
+    def reset(self, rows: slice) -> None:
+        """These rows begin a new image."""
+        for name, value in self._fresh.items():
+            getattr(self, name)[rows] = value
+
+    def move(self, source: int, target: int) -> None:
+        """The image of one row goes on in another."""
+        for name in self._fresh:
+            held = getattr(self, name)
+            held[target] = held[source]
+
+    def first(self, rows: int) -> "Schedule":
+        """The schedule of the first rows alone; what is kept is shared."""
+        part = copy.copy(self)
+        for name in self._fresh:
+            setattr(part, name, getattr(self, name)[:rows])
+        return part
 
 
 class Strategy(ABC):
     """Decides which slots each forward pass evaluates."""
 
     @abstractmethod
-    def steps(self, grid: TokenGrid, tokens: Tensor) -> Steps:
-        """The passes after the prefill.
-
-        Args:
-            grid: the grid to decode.
-            tokens: the live token buffer, int64 (images, slots + 1): when a step has been yielded and
-                the next is asked for, it holds what that step sampled, and may be changed. Steps are made
-                on its device.
-        """
+    def schedule(self, grid: TokenGrid, rows: int, device: torch.device) -> Schedule:
+        """The passes after the prefill, for ``rows`` images at a time."""
 
     @abstractmethod
     def passes(self, grid: TokenGrid) -> int:
@@ -64,8 +123,14 @@ class Strategy(ABC):
 
     def fewest_passes(self, grid: TokenGrid) -> int:
         """A lower bound of ``passes``: those it takes when every guess comes true."""
+        schedule = self.schedule(grid, 1, torch.device("cpu"))
         untouched = torch.zeros(1, grid.slots + 1, dtype=torch.int64)
-        return 1 + sum(1 for _ in self.steps(grid, untouched))
+        passes, nothing = 1, torch.empty(0)
+        while not schedule.done.all():
+            step = schedule.plan(untouched)
+            schedule.settle(untouched, Evaluated(step, nothing, Draw(nothing, nothing, nothing), nothing))
+            passes += 1
+        return passes
 
 
 class StaticStrategy(Strategy):
@@ -108,17 +173,41 @@ class StaticStrategy(Strategy):
                 plan[final].append((slot, slot, nowhere))
         return plan
 
-    def steps(self, grid: TokenGrid, tokens: Tensor) -> Steps:
-        plan = self.plan(grid)[1:]
-        if not plan:
-            return None
-        widths = [len(entries) for entries in plan]
-        extents = [max(query for query, _, _ in entries) + 1 for entries in plan]
-        flat = torch.tensor([entry for entries in plan for entry in entries], device=tokens.device)
-        for entries, extent in zip(flat.split(widths), extents, strict=True):
-            queries, sources, targets = entries.T[:, None].contiguous()
-            yield Step(queries, sources, targets, extent)
-        return None
+    def schedule(self, grid: TokenGrid, rows: int, device: torch.device) -> Schedule:
+        return Timetable(self.plan(grid), grid, rows, device)
 
     def passes(self, grid: TokenGrid) -> int:
         return int(self.timetable(grid).max()) + 1
+
+    def fewest_passes(self, grid: TokenGrid) -> int:
+        return self.passes(grid)
+
+
+class Timetable(Schedule):
+    """The passes of a static strategy as a table, which each row reads at its own pass."""
+
+    number: Tensor
+    """int64 (rows,): the pass that comes next."""
+
+    def __init__(
+        self, plan: list[list[tuple[int, int, int]]], grid: TokenGrid, rows: int, device: torch.device
+    ) -> None:
+        super().__init__(max(1, *map(len, plan)), rows, device)
+        self._bounds = [(len(entries), max((query + 1 for query, *_ in entries), default=0)) for entries in plan]
+        idle = (grid.slots - 1, grid.slots - 1, grid.slots)
+        padded = [entries + [idle] * (self.width - len(entries)) for entries in [*plan, []]]
+        self._table = torch.tensor(padded, dtype=torch.int64, device=device).transpose(1, 2).contiguous()
+        self._keep(rows, number=torch.tensor(1, device=device))
+
+    def plan(self, tokens: Tensor) -> Step:
+        return Step(*self._table[self.number].unbind(1))
+
+    def settle(self, tokens: Tensor, evaluated: Evaluated) -> None:
+        self.number.add_(1).clamp_(max=len(self._bounds))
+
+    @property
+    def done(self) -> Tensor:
+        return self.number == len(self._bounds)
+
+    def bounds(self, number: int) -> tuple[int, int]:
+        return self._bounds[number] if number < len(self._bounds) else (0, 0)

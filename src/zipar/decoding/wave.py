@@ -5,40 +5,55 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zipar.decoding.places import Places
-from zipar.decoding.strategy import Step
+from zipar.decoding.strategy import Schedule, Step
 from zipar.grid import TokenGrid
 
 
-class Wave:
-    """How many settled tokens each row of each image holds, and what follows from it.
+class Wave(Schedule):
+    """How many settled tokens each row of each image's grid holds, and what follows from it.
 
-    Rows are counted through all frames.
+    Grid rows are counted through all frames.
     """
 
-    def __init__(self, grid: TokenGrid, tokens: Tensor, window: int, first_row_alone: bool) -> None:
-        device, rows = tokens.device, torch.arange(grid.frames * grid.rows, device=tokens.device)
+    settled: Tensor
+    """Settled tokens of each grid row, int64 (images, grid rows)."""
+    closing: Tensor
+    """Grid rows that the pass before completed, bool (images, grid rows)."""
+
+    def __init__(
+        self, grid: TokenGrid, rows: int, device: torch.device, window: int, reach: int, first_row_alone: bool
+    ) -> None:
+        """``reach``: the most tokens of a grid row that a pass evaluates."""
         self.grid, self.window = grid, min(window, grid.columns)
+        # a started row that is not complete holds ``window`` tokens fewer than the one above it, or more; and one row
+        # at most was completed by the pass before, whose end is fed with the known tokens behind it
+        started = min((grid.columns - 1) // self.window + 1, grid.frames * grid.rows)
+        known = grid.row_stride - grid.columns + len(grid.frame_end)
+        width = min(started * min(reach, grid.columns) + 1 + known, grid.slots)
+        super().__init__(width, rows, device)
+        number = torch.arange(grid.frames * grid.rows, device=device)
         self.places = Places.of(grid, device)
         self.slots = grid.free().flatten(0, 1).to(device)
-        """Slots (rows, columns)."""
-        self.settled = torch.zeros(len(tokens), len(rows), dtype=torch.int64, device=device)
-        """Settled tokens, int64 (images, rows)."""
-        self.settled[:, 0] = 1
-        self.closing = self.settled == grid.columns
-        """Rows that the pass before completed, bool (images, rows)."""
-        self.opens_frame = rows % grid.rows == 0
-        self.frame_start = rows - rows % grid.rows
-        alone = self.opens_frame | (first_row_alone & (rows % grid.rows == 1))
+        """Slots (grid rows, columns)."""
+        self.opens_frame = number % grid.rows == 0
+        self.frame_start = number - number % grid.rows
+        alone = self.opens_frame | (first_row_alone & (number % grid.rows == 1))
         self.needed = torch.where(alone, grid.columns, self.window)
-        """Tokens of the row above that a row needs to start, (rows,)."""
-        self.ends_row = torch.full((grid.slots + 1,), len(rows), device=device)
-        """The row that a slot is the last token of, or known after; else the number of rows."""
-        self.ends_row[self.slots[:, -1]] = rows
+        """Tokens of the row above that a grid row needs to start, (grid rows,)."""
+        self.ends_row = torch.full((grid.slots + 1,), len(number), device=device)
+        """The grid row that a slot is the last token of, or known after; else the number of rows."""
+        self.ends_row[self.slots[:, -1]] = number
         known = ~self.places.free & (self.places.slot < self.places.last)
         self.ends_row[known] = self.places.row[known] - 1
+        settled = (number == 0).long()
+        self._keep(rows, settled=settled, closing=settled == grid.columns)
+
+    @property
+    def done(self) -> Tensor:
+        return self.settled[:, -1] == self.grid.columns
 
     def wanted(self, reach: int) -> Tensor:
-        """The next ``reach`` tokens of every row that has started, bool (images, rows, columns)."""
+        """The next ``reach`` tokens of every grid row that has started, bool (images, grid rows, columns)."""
         started = (self._above() >= self.needed)[..., None]
         column = torch.arange(self.grid.columns, device=started.device)
         settled = self.settled[..., None]
@@ -52,25 +67,23 @@ class Wave:
         fed = is_target.roll(-1, 1)
         fed |= F.pad(self.closing, (0, 1))[:, self.ends_row]
         fed[:, self.places.last :] = False
-        width = int(fed.sum(1).max())
-        queries = self.places.slot.where(fed, nowhere).topk(width, largest=False).values
-        targets = (queries + 1).clamp(max=nowhere)
-        targets = targets.where(is_target.gather(1, targets), nowhere)
-        queries = queries.where(queries < nowhere, 0)  # idle ones feed slot 0 as it was
-        return Step(queries, self._sources(queries, targets), targets, nowhere)
+        idle = nowhere - 1
+        queries = self.places.slot.where(fed, idle).topk(self.width, largest=False).values
+        targets = (queries + 1).where(is_target.gather(1, queries + 1), nowhere)
+        return Step(queries, self._sources(queries, targets), targets)
 
-    def settle(self, counts: Tensor) -> None:
-        """Take over how many tokens rows hold, int64 (images, rows), as far as the window rule lets them.
+    def advance(self, counts: Tensor) -> None:
+        """Take over how many tokens rows hold, int64 (images, grid rows), as far as the window rule lets them.
 
         Token (i, j) may be settled when the tokens (i - 1, k), k < min(j + window, columns), were before the pass.
         """
         allowed = (self._above() - self.window + 1).where(~self.complete_above(), self.grid.columns)
         counts = counts.minimum(allowed.maximum(self.settled))
-        self.closing = (counts == self.grid.columns) & (self.settled < counts)
-        self.settled = counts
+        self.closing.copy_((counts == self.grid.columns) & (self.settled < counts))
+        self.settled.copy_(counts)
 
     def complete_above(self) -> Tensor:
-        """Whether a row has all the context that raster decoding would give it, bool (images, rows)."""
+        """Whether a row has all the context that raster decoding would give it, bool (images, grid rows)."""
         return (self._above() == self.grid.columns) | self.opens_frame
 
     def _above(self) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from zipar.decoding.strategy import StaticStrategy, Steps
+from zipar.decoding.strategy import Evaluated, Schedule, StaticStrategy, Step, Strategy
 from zipar.decoding.wave import Wave
 from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
@@ -37,28 +37,13 @@ class ZipAR(StaticStrategy):
         if self.first_row not in ("alone", "wave"):
             raise ZipARError(f"first_row {self.first_row!r} is unknown: use 'alone' or 'wave'")
 
-    def steps(self, grid: TokenGrid, tokens: Tensor) -> Steps:
+    def schedule(self, grid: TokenGrid, rows: int, device: torch.device) -> Schedule:
         if self.lookahead == 1:
-            return super().steps(grid, tokens)
-        return self._drafted_steps(grid, tokens)
+            return super().schedule(grid, rows, device)
+        return Drafted(self, grid, rows, device)
 
-    def _drafted_steps(self, grid: TokenGrid, tokens: Tensor) -> Steps:
-        alone = grid.row_end is None and self.first_row == "alone"
-        wave = Wave(grid, tokens, self.window, alone)
-        places, slots = wave.places, wave.slots
-        drafted = (~places.free | (places.slot == 0)).repeat(len(tokens), 1)
-        while True:
-            wanted = wave.wanted(self.lookahead)
-            if not wanted.any():
-                return None
-            tokens.copy_(tokens.where(drafted, tokens[:, places.above]))
-            drafted[:, slots] |= wanted
-            guesses = tokens[:, slots]
-            yield wave.step(wanted)
-            wrong = wanted & (tokens[:, slots] != guesses)
-            # the first draft of a row is settled, and the next ones as long as those before it were guessed right
-            settled = wanted & (wrong.cumsum(-1) - wrong.long() == 0)
-            wave.settle(wave.settled + settled.sum(-1))
+    def fewest_passes(self, grid: TokenGrid) -> int:
+        return super().fewest_passes(grid) if self.lookahead == 1 else Strategy.fewest_passes(self, grid)
 
     def timetable(self, grid: TokenGrid) -> Tensor:
         window = min(self.window, grid.columns)
@@ -75,3 +60,29 @@ class ZipAR(StaticStrategy):
         if len(complete):
             return frame, int(complete[-1]), times.shape[2] - 1
         return frame, row - 1, int((times[frame, row - 1] < now).sum()) - 1
+
+
+class Drafted(Wave):
+    """Rows that draft ``lookahead`` tokens ahead, evaluate them in one pass, and keep those that come true."""
+
+    drafted: Tensor
+    """Slots that hold a token, if only a draft, bool (images, slots + 1)."""
+
+    def __init__(self, strategy: ZipAR, grid: TokenGrid, rows: int, device: torch.device) -> None:
+        alone = grid.row_end is None and strategy.first_row == "alone"
+        super().__init__(grid, rows, device, strategy.window, strategy.lookahead, alone)
+        self.lookahead = strategy.lookahead
+        self._keep(rows, drafted=~self.places.free | (self.places.slot == 0))
+
+    def plan(self, tokens: Tensor) -> Step:
+        self.evaluates = self.wanted(self.lookahead)
+        tokens.copy_(tokens.where(self.drafted, tokens[:, self.places.above]))
+        self.drafted[:, self.slots] |= self.evaluates
+        self.guesses = tokens[:, self.slots]
+        return self.step(self.evaluates)
+
+    def settle(self, tokens: Tensor, evaluated: Evaluated) -> None:
+        wrong = self.evaluates & (tokens[:, self.slots] != self.guesses)
+        # the first draft of a row is settled, and the next ones as long as those before it were guessed right
+        right = self.evaluates & (wrong.cumsum(-1) - wrong.long() == 0)
+        self.advance(self.settled + right.sum(-1))

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from zipar.decoding.attention import additive
 from zipar.decoding.cache import SlotCache
-from zipar.decoding.engine import Decodable, Prefix, additive, prefill_mask
-from zipar.decoding.sampling import Sampling, guide, probabilities
+from zipar.decoding.decodable import Decodable, Prefix
+from zipar.decoding.sampling import Draw, Sampling, guide, probabilities
 from zipar.grid import TokenGrid
 
 
@@ -42,11 +43,15 @@ def likelihood(
     """
     device, dtype = prefix.embeddings.device, prefix.embeddings.dtype
     rows, length = prefix.valid.shape
-    cache = SlotCache(model.layers, length, grid.slots, device)
+    if sampling.guided:
+        prefix = prefix.paired()
+    draw = Draw.of(sampling, [0] * len(tokens), device)
+    cache = SlotCache(model.layers, rows, length, grid.slots)
+    everything, prompt = slice(rows), torch.arange(length, device=device)
     slots = torch.arange(grid.slots, device=device)
     free = torch.zeros(grid.slots, dtype=torch.bool, device=device)
     free[grid.free().flatten().to(device)] = True
-    fed = tokens.repeat(2 if sampling.guided else 1, 1)
+    fed = tokens.repeat_interleave(2 if sampling.guided else 1, 0)
     lengths = prefix.valid.sum(1)
 
     filtered = sampling.temperature == 0 or sampling.top_k > 0 or sampling.top_p < 1
@@ -56,17 +61,19 @@ def likelihood(
             logits = guide(logits, sampling.guidance_scale)
         targets = slice(first, first + logits.shape[1])
         drawn, counted = tokens[:, targets, None], free[targets]
-        scores = (logits / (sampling.temperature or 1.0)).log_softmax(-1).gather(-1, drawn)[..., 0]
-        impossible = probabilities(logits, sampling).gather(-1, drawn)[..., 0] == 0 if filtered else scores.isinf()
+        scores = (logits / draw.temperature).log_softmax(-1).gather(-1, drawn)[..., 0]
+        impossible = probabilities(logits, draw).gather(-1, drawn)[..., 0] == 0 if filtered else scores.isinf()
         return scores[:, counted].double().sum(1), impossible[:, counted].double().sum(1)
 
-    total, outside = weigh(model.prefill(prefix, cache, prefill_mask(prefix)), 0)
+    cache.place(everything, prompt.expand(rows, -1), slice(length))
+    total, outside = weigh(model.prefill(prefix, cache, prefix.mask()), 0)
     for queries in slots[:-1].split(chunk):
         extent = int(queries[-1]) + 1
         seen = (slots[:extent] <= queries[:, None]).expand(rows, -1, -1)
         seen = torch.cat([prefix.valid[:, None].expand(-1, len(queries), -1), seen], dim=-1)
-        cache.place(queries[None], extent)
-        logits = model.step(fed[:, queries], queries[None], lengths, cache, additive(seen, dtype))
+        slots_fed = queries.expand(rows, -1)
+        cache.place(everything, length + slots_fed, slice(length + extent))
+        logits = model.step(fed[:, queries], slots_fed, lengths, cache, additive(seen, dtype))
         more, beyond = weigh(logits, int(queries[0]) + 1)
         total, outside = total + more, outside + beyond
     return Likelihood(-total / grid.tokens, outside / grid.tokens)

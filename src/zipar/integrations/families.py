@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, PrefixConstrainedLogitsProcessor, PreTrainedModel
 
-from zipar.decoding.engine import Prefix
+from zipar.decoding.decodable import Prefix
 from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
 from zipar.models.backbone import TransformersModel

@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from zipar.checkpoints.files import build
 from zipar.decoding.attention import attend
 from zipar.decoding.cache import SlotCache, SlotCacheLayer
-from zipar.decoding.engine import Prefix
+from zipar.decoding.decodable import Prefix
 from zipar.models.base import VisualModel
 from zipar.models.packing import Packed
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zipar.decoding.cache import SlotCache
-from zipar.decoding.engine import Prefix
+from zipar.decoding.decodable import Prefix
 from zipar.decoding.sampling import Sampling
 from zipar.grid import TokenGrid
 from zipar.prompts import PromptVocabulary

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import Emu3ForConditionalGeneration, Emu3Processor
 
 from zipar.checkpoints.pretrained import load_model, load_processor
-from zipar.decoding.engine import Prefix
+from zipar.decoding.decodable import Prefix
 from zipar.decoding.sampling import Sampling
 from zipar.errors import ZipARError
 from zipar.grid import TokenGrid

@@ -21,7 +21,7 @@ from zipar.checkpoints.files import build, read_config, read_tensors
 from zipar.checkpoints.pretrained import load_model, load_processor
 from zipar.decoding.attention import attend
 from zipar.decoding.cache import SlotCache
-from zipar.decoding.engine import Prefix
+from zipar.decoding.decodable import Prefix
 from zipar.decoding.sampling import Sampling
 from zipar.errors import ZipARError
 from zipar.grid import TokenGrid

@@ -21,7 +21,7 @@ from transformers import ChameleonForConditionalGeneration
 
 from zipar.checkpoints.files import build, read_config, read_tensors, read_tokenizer
 from zipar.checkpoints.pretrained import load_model
-from zipar.decoding.engine import Prefix
+from zipar.decoding.decodable import Prefix
 from zipar.decoding.sampling import Sampling
 from zipar.errors import ZipARError
 from zipar.grid import TokenGrid

@@ -1,0 +1,38 @@
+"""What the engine asks of a model (see ``zipar.models.base.VisualModel``), and what it is given of a prompt."""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from zipar.decoding.attention import additive
+from zipar.decoding.cache import SlotCache
+
+
+class Prefix(NamedTuple):
+    """What comes before images: a row for each or, with guidance, conditional rows, then the others."""
+
+    embeddings: Tensor
+    """(rows, length, dim), padded on the left."""
+    valid: Tensor
+    """bool (rows, length), False where padded."""
+
+    def paired(self) -> "Prefix":
+        """With guidance: each image's conditional and unconditional row side by side, as the engine has them."""
+        return Prefix(*(part.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1) for part in self))
+
+    def mask(self) -> Tensor:
+        """The additive mask (rows, 1, length, length) of a prefill: causal, without the padding."""
+        length, device = self.valid.shape[1], self.valid.device
+        causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+        itself = torch.eye(length, dtype=torch.bool, device=device)  # padding sees itself, for it must see something
+        return additive(causal & self.valid[:, None] | itself, self.embeddings.dtype)
+
+
+class Decodable(Protocol):
+    """A model that turns tokens into logits."""
+
+    layers: int
+
+    def prefill(self, prefix: Prefix, cache: SlotCache, mask: Tensor) -> Tensor: ...
+    def step(self, tokens: Tensor, slots: Tensor, lengths: Tensor, cache: SlotCache, mask: Tensor) -> Tensor: ...

@@ -1,0 +1,280 @@
+"""The pool of rows that one schedule fills: images come into rows and leave them between passes."""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zipar.decoding.attention import additive
+from zipar.decoding.cache import SlotCache
+from zipar.decoding.decodable import Decodable, Prefix
+from zipar.decoding.graphs import Graphs
+from zipar.decoding.sampling import Draw, Sampling, guide, sample
+from zipar.decoding.strategy import Evaluated, Schedule, Step, Strategy
+from zipar.errors import ZipARError
+from zipar.grid import TokenGrid
+
+
+class Finished(NamedTuple):
+    """An image that left the lane."""
+
+    ticket: int
+    """What ``admit`` called it."""
+    tokens: Tensor
+    """int64 (slots,), as the model writes them, given tokens in place."""
+    born: Tensor
+    """int64 (slots,): the image's pass that decoded each slot; 0 for given ones."""
+    forward_passes: int
+    """Passes until it was done, prefill counted."""
+    slots_evaluated: int
+    """Queries of its row over all passes after the prefill, idle ones counted."""
+    rejections: int
+    """Tokens that an adaptive strategy took back."""
+
+
+EXTENT = 128
+"""Where shapes should be few, passes read slots in multiples of this."""
+
+
+@dataclass(eq=False)
+class _Image:
+    """What is known of a busy row without asking the device."""
+
+    ticket: int
+    evaluated: int
+    """By the lane when it came."""
+    passes: int = 1
+
+
+class Lane:
+    """Rows that are decoded together: one grid, strategy and set of filters; the rest is each image's own.
+
+    In every pass the strategy's queries are fed, their keys and values written by slot, and each query
+    sees its prefix and the slots at or before its own that have been written: never one that holds nothing.
+    Busy rows come first, so that a pass works on a slice of them; with guidance, a row is two of the model's,
+    side by side: the conditional one, then the other.
+    """
+
+    def __init__(
+        self,
+        model: Decodable,
+        grid: TokenGrid,
+        strategy: Strategy,
+        sampling: Sampling,
+        rows: int,
+        prefix: int,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        deterministic: bool = False,
+        cuda_graphs: bool = False,
+    ) -> None:
+        """An empty lane.
+
+        Args:
+            model: what turns tokens into logits.
+            grid: of all images.
+            strategy: which slots each pass evaluates.
+            sampling: whether images are guided, and the filters; ``admit`` is told the rest.
+            rows: images that it holds at most.
+            prefix: the longest prefix, in tokens.
+            device, dtype: of the prefixes.
+            deterministic: passes have one shape whatever the load, so that rounding does not depend on it.
+            cuda_graphs: replay passes as CUDA graphs.
+        """
+        self.model, self.grid, self.sampling, self.rows = model, grid, sampling, rows
+        self.branches = 2 if sampling.guided else 1
+        self.cache = SlotCache(model.layers, rows * self.branches, prefix, grid.slots)
+        self.schedule = strategy.schedule(grid, rows, device)
+        self.evaluated = 0
+        """Queries of each row over all passes."""
+        self._deterministic = deterministic
+        self._trims = device.type == "cpu" and not deterministic
+        self._run = Graphs(self.forward) if cuda_graphs else self.forward
+        self._images: list[_Image] = []
+        self._tickets = 0
+        self._flags: deque[tuple[list[_Image], Tensor, torch.cuda.Event]] = deque()
+        self._parts: dict[int, Schedule] = {}
+
+        entries = prefix + grid.slots
+        self._blank = F.pad(grid.blank(), (0, 1)).to(device)  # the last entry takes what has no target
+        self._entries = torch.arange(entries, device=device)
+        self._shown, self._hidden = additive(torch.tensor([[[True, False]]], device=device), dtype).flatten().unbind()
+        self.tokens = self._blank.repeat(rows, 1)
+        self.born = torch.zeros_like(self.tokens)
+        self.passes = torch.ones(rows, dtype=torch.int64, device=device)
+        self.seeds = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.temperature, self.noise, self.scale = (torch.ones(rows, 1, 1, device=device) for _ in range(3))
+        # a row that never held an image sees zeros, lest a softmax over nothing leaves NaN in the cache
+        self.written = torch.ones(rows * self.branches, entries, dtype=torch.bool, device=device)
+        self.lengths = torch.zeros(rows * self.branches, dtype=torch.int64, device=device)
+
+    @property
+    def busy(self) -> int:
+        """Images that it holds."""
+        return len(self._images)
+
+    @torch.inference_mode()
+    def admit(self, prefix: Prefix, sampling: Sampling, seeds: Sequence[int]) -> range:
+        """Take images in: prefill their rows, and draw their first tokens.
+
+        Args:
+            prefix: of ``len(seeds)`` images, or twice as many rows where the lane is guided.
+            sampling: guidance scale and temperature are these images' own.
+            seeds: one an image; a seed, a slot and logits make a token.
+
+        Returns:
+            Their tickets, by which ``retire`` names them.
+
+        Raises:
+            ZipARError: they do not fit the lane.
+        """
+        images, (count, length) = len(seeds), prefix.valid.shape
+        if count != images * self.branches:
+            raise ZipARError(f"{count} prefix rows do not fit {images} seeds with guidance {sampling.guidance_scale}")
+        if self.busy + images > self.rows or length > self.cache.prefix:
+            raise ZipARError(
+                f"{images} images with prefixes of {length} tokens do not fit a lane of {self.rows} rows, {self.busy} "
+                f"of them busy, and {self.cache.prefix} tokens: retire images first, or make the lane larger"
+            )
+        held = self.sampling
+        if (sampling.guided, sampling.top_k, sampling.top_p) != (held.guided, held.top_k, held.top_p):
+            raise ZipARError(f"{sampling} does not fit a lane of {held}: guidance or none, top-k and top-p are one")
+        if sampling.guided:
+            prefix = prefix.paired()
+        rows = slice(self.busy, self.busy + images)
+        theirs = slice(rows.start * self.branches, rows.stop * self.branches)
+        prompt = slice(self.cache.prefix - length, self.cache.prefix)
+        self.cache.place(theirs, self._entries[prompt].expand(count, -1), prompt)
+        logits = self.model.prefill(prefix, self.cache, prefix.mask())
+        if self._tickets == 0:
+            self.schedule.prepare(logits.shape[-1])
+
+        draw = Draw.of(sampling, seeds, self.tokens.device)
+        self.temperature[rows], self.noise[rows], self.seeds[rows] = draw.temperature, draw.noise, draw.seeds
+        self.scale[rows] = sampling.guidance_scale
+        self.written[theirs] = False
+        self.written[theirs, prompt] = prefix.valid
+        self.lengths[theirs] = prefix.valid.sum(1)
+        self.tokens[rows], self.born[rows], self.passes[rows] = self._blank, 0, 0
+        self.schedule.reset(rows)
+        self._draw(rows, logits, torch.zeros_like(self.passes[rows, None]))
+        self.passes[rows] = 1
+        tickets = range(self._tickets, self._tickets + images)
+        self._tickets += images
+        self._images += [_Image(ticket, self.evaluated) for ticket in tickets]
+        return tickets
+
+    @torch.inference_mode()
+    def step(self) -> int:
+        """One forward pass of all images; returns the queries that it evaluated for each."""
+        rows, slots = self.rows if self._deterministic else self.busy, self.grid.slots
+        numbers = {image.passes for image in self._images}
+        known = [bounds for number in numbers if (bounds := self.schedule.bounds(number)) is not None]
+        bounds = None
+        if known:
+            bounds = max(1, *(width for width, _ in known)), max(1, *(extent for _, extent in known))
+        if not self._trims:  # few shapes, if not one
+            extent = slots if self._deterministic or bounds is None else bounds[1]
+            bounds = self.schedule.width, min(-(-extent // EXTENT) * EXTENT, slots)
+            rows = min(1 << (rows - 1).bit_length(), self.rows)
+        width = self._run(rows, bounds)
+        self.evaluated += width
+        for image in self._images:
+            image.passes += 1
+        if self.tokens.is_cuda:
+            done = self.schedule.done[: self.busy]
+            flags = torch.empty(done.shape, dtype=torch.bool, pin_memory=True).copy_(done, non_blocking=True)
+            self._flags.append((list(self._images), flags, torch.cuda.current_stream().record_event()))
+        return width
+
+    def forward(self, rows: int, bounds: tuple[int, int] | None) -> int:
+        """A whole pass of the first ``rows``; nothing is read back, and nothing has a shape that depends on data.
+
+        Args:
+            rows: rows of the lane.
+            bounds: queries of each row, and the slot that those which count lie below: no cache entry from there on is
+                read. With None they are read from the strategy's step, which costs nothing on a CPU.
+
+        Returns:
+            The queries of each row.
+        """
+        if rows not in self._parts:
+            self._parts[rows] = self.schedule.first(rows)
+        schedule, tokens, passes = self._parts[rows], self.tokens[:rows], self.passes[:rows]
+        step = schedule.plan(tokens)
+        if bounds is None:
+            used = step.queries < self.grid.slots - 1
+            bounds = int(used.any(0).sum()), int(step.queries.where(used, 0).max()) + 1
+        width, extent = bounds
+        step = Step(*(part[:, :width] for part in step))
+        logits = self._evaluate(rows, step, extent)
+        logits, draw = self._draw(slice(rows), logits, step.targets)
+        schedule.settle(tokens, Evaluated(step, logits, draw, passes))
+        passes += 1
+        return width
+
+    def _evaluate(self, rows: int, step: Step, extent: int) -> Tensor:
+        """Logits of the model's rows."""
+        fed, slots = self.tokens[:rows].gather(1, step.sources), step.queries
+        if self.branches == 2:
+            fed, slots = fed.repeat_interleave(2, 0), slots.repeat_interleave(2, 0)
+        theirs, seen = slice(rows * self.branches), slice(self.cache.prefix + extent)
+        entries = slots + self.cache.prefix
+        written = self.written[theirs].scatter_(1, entries, True)
+        visible = written[:, None, seen] & (self._entries[seen] <= entries[..., None])
+        mask = torch.where(visible, self._shown, self._hidden)[:, None]
+        self.cache.place(theirs, entries, seen)
+        return self.model.step(fed, slots, self.lengths[theirs], self.cache, mask)
+
+    def _draw(self, rows: slice, logits: Tensor, targets: Tensor) -> tuple[Tensor, Draw]:
+        """Sample from the logits of the model's rows; returns those with guidance, and how they were drawn from."""
+        if self.branches == 2:
+            logits = guide(logits, self.scale[rows])
+        top_k, top_p = self.sampling.top_k, self.sampling.top_p
+        draw = Draw(self.temperature[rows], self.noise[rows], self.seeds[rows], top_k, top_p)
+        self.tokens[rows].scatter_(1, targets, sample(logits, draw, targets))
+        self.born[rows].scatter_(1, targets, self.passes[rows, None].expand_as(targets))
+        return logits, draw
+
+    @torch.inference_mode()
+    def retire(self) -> list[Finished]:
+        """Let the images go that are done; on a GPU it is known a pass late, so that passes need not wait for it."""
+        done: list[_Image] = []
+        if self.tokens.is_cuda:
+            while len(self._flags) > 1:
+                images, flags, event = self._flags.popleft()
+                event.synchronize()
+                done += [image for image, flag in zip(images, flags.tolist(), strict=True) if flag]
+        elif self.busy:
+            flags = self.schedule.done[: self.busy].tolist()
+            done = [image for image, flag in zip(self._images, flags, strict=True) if flag]
+        return [self._release(self._images.index(image)) for image in done if image in self._images]
+
+    def _release(self, row: int) -> Finished:
+        """The image of a row, into which the last busy one moves."""
+        image, last = self._images[row], self.busy - 1
+        tokens, born = self.tokens[row, :-1].clone(), self.born[row, :-1].clone()
+        finished = Finished(
+            image.ticket,
+            tokens,
+            born,
+            int(born.max()) + 1,
+            self.evaluated - image.evaluated,
+            int(self.schedule.rejections[row]),
+        )
+        if row < last:
+            self.schedule.move(last, row)
+            for held in (self.tokens, self.born, self.passes, self.seeds, self.temperature, self.noise, self.scale):
+                held[row] = held[last]
+            theirs, from_last = (slice(each * self.branches, (each + 1) * self.branches) for each in (row, last))
+            for held in (self.written, self.lengths):
+                held[theirs] = held[from_last]
+            self.cache.move(from_last, theirs)
+            self._images[row] = self._images[last]
+        del self._images[last]
+        return finished
