@@ -104,7 +104,8 @@ def test_revised_tokens_follow_the_new_distribution(case):
     count = 40_000
     tokens = before.multinomial(count, replacement=True)
     seeds = torch.arange(count)
-    revised = revise(tokens, before.expand(count, -1), now.expand(count, -1), seeds, torch.full((count,), 9))
+    both = (part.expand(count, 1, -1) for part in (before, now))
+    revised = revise(tokens[:, None], *both, seeds, torch.full((count, 1), 9))[:, 0]
     frequencies = revised.bincount(minlength=12)
     assert (frequencies[now == 0] == 0).all()
     expected = now[now > 0].double() * count

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from zipar import Raster, Sampling, TokenGrid, ZipAR, ZipARError
 from zipar.decoding.attention import additive
 from zipar.decoding.engine import decode
-from zipar.decoding.sampling import sample
+from zipar.decoding.sampling import Draw, sample
 
 SEEDS = [3, -1, 2**80 + 5]
 TEXTS = ["a red fox in the snow", "fox", "two small birds"]
@@ -30,7 +30,6 @@ def prepared(tiny_models, **settings):
 def brute_force(model, prefixes, grid, sampling, seed, window, lookahead, row_0_first):
     """One image, all events (slot, token, pass) computed anew in each pass; returns its tokens and passes."""
     rows = grid.free().flatten(0, 1).tolist()
-    key = torch.tensor([(seed + 2**63) % 2**64 - 2**63])
 
     def logits(embeddings, events):
         prefix, count = len(embeddings), len(embeddings) + len(events)
@@ -47,7 +46,7 @@ def brute_force(model, prefixes, grid, sampling, seed, window, lookahead, row_0_
     def draw(events, queries, targets):
         conditional, other = (logits(embeddings, events)[queries] for embeddings in prefixes)
         guided = other + sampling.guidance_scale * (conditional - other)
-        return sample(guided[None], sampling, key, torch.tensor([targets]))[0].tolist()
+        return sample(guided[None], Draw.of(sampling, [seed]), torch.tensor([targets]))[0].tolist()
 
     blank = grid.blank().tolist()
     where = {slot: (r, c) for r, row in enumerate(rows) for c, slot in enumerate(row)}

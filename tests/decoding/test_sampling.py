@@ -11,7 +11,7 @@ from scipy import stats
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from zipar import Sampling, ZipARError
-from zipar.decoding.sampling import filter_logits, guide, gumbel, sample
+from zipar.decoding.sampling import Draw, filter_logits, guide, gumbel, probabilities, sample
 
 RANGE = torch.arange
 
@@ -42,32 +42,46 @@ def test_filters_agree_with_transformers(seed, sampling, ties):
     if ties:
         logits = logits.round()
     expected = transformers_filters(sampling)(None, logits.flatten(0, 1)).view(2, 3, 32)
-    assert filter_logits(logits, sampling).equal(expected)
+    assert filter_logits(logits, Draw.of(sampling, [0, 0])).equal(expected)
 
 
 def test_filters_leave_at_least_the_likeliest_token():
     logits = torch.tensor([[[0.0, 3.0, 1.0]]])
     for sampling in Sampling(top_k=1), Sampling(top_p=1e-9):
-        assert filter_logits(logits, sampling).isfinite().tolist() == [[[False, True, False]]]
+        assert filter_logits(logits, Draw.of(sampling, [0])).isfinite().tolist() == [[[False, True, False]]]
 
 
 def test_a_token_that_completes_top_p_exactly_is_the_last_one_kept():
-    assert filter_logits(torch.zeros(1, 1, 4), Sampling(top_p=0.5)).isfinite().sum() == 2
+    assert filter_logits(torch.zeros(1, 1, 4), Draw.of(Sampling(top_p=0.5), [0])).isfinite().sum() == 2
 
 
 def test_guidance_moves_away_from_the_unconditional_branch():
     conditional, unconditional = torch.randn(2, 3, 1, 5)
-    both = torch.cat([conditional, unconditional])
+    both = torch.stack([conditional, unconditional], 1).flatten(0, 1)
     torch.testing.assert_close(guide(both, 4.0), 4 * conditional - 3 * unconditional)
     torch.testing.assert_close(guide(both, 1.0), conditional)
     torch.testing.assert_close(guide(both, 0.0), unconditional)
+    each = guide(both, torch.tensor([4.0, 1.0, 0.0])[:, None, None])
+    torch.testing.assert_close(
+        each, torch.stack([4 * conditional[0] - 3 * unconditional[0], conditional[1], unconditional[2]])
+    )
     assert Sampling(guidance_scale=0).guided
     assert not Sampling().guided
 
 
 def test_temperature_0_is_greedy():
     logits = torch.randn(3, 4, 20)
-    assert sample(logits, Sampling(temperature=0), RANGE(3), RANGE(4)[None]).equal(logits.argmax(-1))
+    assert sample(logits, Draw.of(Sampling(temperature=0), RANGE(3)), RANGE(4)[None]).equal(logits.argmax(-1))
+
+
+def test_images_of_one_batch_have_temperatures_of_their_own():
+    logits, slots = torch.randn(3, 4, 20), RANGE(4)[None]
+    draws = [Draw.of(Sampling(temperature=each), [5]) for each in (0.0, 0.7, 2.0)]
+    together = Draw(*(torch.cat([draw[part] for draw in draws]) for part in range(3)))
+    for image, draw in enumerate(draws):
+        part = slice(image, image + 1)
+        assert sample(logits, together, slots)[part].equal(sample(logits[part], draw, slots))
+        assert probabilities(logits, together)[part].equal(probabilities(logits[part], draw))
 
 
 @pytest.mark.parametrize("over", ["seeds", "slots"])
@@ -81,9 +95,9 @@ def test_frequencies_match_the_softmax(sampling, over):
     draws = 40_000
     logits = 1.5 * torch.randn(12, generator=torch.Generator().manual_seed(3))
     if over == "seeds":
-        tokens = sample(logits.expand(draws, 1, -1), sampling, RANGE(draws), torch.tensor([[17]]))
+        tokens = sample(logits.expand(draws, 1, -1), Draw.of(sampling, RANGE(draws)), torch.tensor([[17]]))
     else:
-        tokens = sample(logits.expand(1, draws, -1), sampling, torch.tensor([17]), RANGE(draws)[None])
+        tokens = sample(logits.expand(1, draws, -1), Draw.of(sampling, [17]), RANGE(draws)[None])
     observed = tokens.flatten().bincount(minlength=12).numpy()
     expected = draws * transformers_filters(sampling)(None, logits[None])[0].double().softmax(-1).numpy()
     assert (observed[expected == 0] == 0).all()
@@ -93,7 +107,7 @@ def test_frequencies_match_the_softmax(sampling, over):
 @pytest.mark.parametrize("axis", ["seed", "slot"])
 def test_draws_of_neighbouring_seeds_and_slots_are_independent(axis):
     """Chi-square of the contingency table of neighbours, error rate 1e-4 for each axis."""
-    tokens = sample(torch.zeros(200, 200, 6), Sampling(), RANGE(200), RANGE(200)[None])
+    tokens = sample(torch.zeros(200, 200, 6), Draw.of(Sampling(), RANGE(200)), RANGE(200)[None])
     if axis == "seed":
         tokens = tokens.T
     pairs = (tokens[:, 0::2] * 6 + tokens[:, 1::2]).flatten().bincount(minlength=36)

@@ -34,10 +34,16 @@ def any_grid_and(strategies):
 def schedule(strategy, grid):
     """The (query, source, target) slots of each pass; the prefill is pass 0."""
     passes = [[(-1, -1, 0)]]
-    for step in strategy.steps(grid, torch.zeros(1, grid.slots + 1, dtype=torch.int64)):
-        assert step.queries.shape == step.sources.shape == step.targets.shape == (1, step.queries.shape[1])
-        assert step.queries.max() < step.extent <= grid.slots
-        passes.append(torch.cat([step.queries, step.sources, step.targets]).T.tolist())
+    made, tokens = strategy.schedule(grid, 1, torch.device("cpu")), torch.zeros(1, grid.slots + 1, dtype=torch.int64)
+    while not made.done:
+        step = made.plan(tokens)
+        assert step.queries.shape == step.sources.shape == step.targets.shape == (1, made.width)
+        entries = torch.cat(step).T.tolist()
+        width, extent = made.bounds(len(passes))
+        assert entries[width:] == [[grid.slots - 1, grid.slots - 1, grid.slots]] * (made.width - width)
+        assert extent == max(query for query, *_ in entries[:width]) + 1
+        passes.append(entries[:width])
+        made.settle(tokens, None)
     return passes
 
 

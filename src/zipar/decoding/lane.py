@@ -253,7 +253,8 @@ class Lane:
         elif self.busy:
             flags = self.schedule.done[: self.busy].tolist()
             done = [image for image, flag in zip(self._images, flags, strict=True) if flag]
-        return [self._release(self._images.index(image)) for image in done if image in self._images]
+        rows = {self._images.index(image) for image in done if image in self._images}
+        return [self._release(row) for row in sorted(rows, reverse=True)]  # so that the last busy row is never one
 
     def _release(self, row: int) -> Finished:
         """The image of a row, into which the last busy one moves."""

@@ -8,6 +8,7 @@ from typing import Any
 from zipar.decoding.strategy import Strategy
 from zipar.integrations.families import family_of
 from zipar.integrations.generate import generate, refusal
+from zipar.models.packing import forget
 
 _REFUSED = (
     *("assistant_model", "assistant_tokenizer", "cache", "custom_generate", "inputs_embeds", "logits_processor"),
@@ -34,6 +35,7 @@ class Acceleration:
             del self._model.generate
         else:
             self._model.generate = self._hidden
+        forget(self._model)
 
     def __enter__(self) -> Any:
         return self._model

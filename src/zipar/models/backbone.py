@@ -7,7 +7,7 @@ A family that transformers implements keeps its modules as they are: a ``Cache``
 import inspect
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +22,8 @@ from zipar.decoding.attention import attend
 from zipar.decoding.cache import SlotCache, SlotCacheLayer
 from zipar.decoding.decodable import Prefix
 from zipar.models.base import VisualModel
-from zipar.models.packing import Packed
+from zipar.models.double import Double, can_be_doubled
+from zipar.models.packing import is_bare, is_plain, packed
 
 
 def _attention(
@@ -70,6 +71,8 @@ class TransformersModel(VisualModel):
 
     network: ClassVar[Any]
     """The class of transformers."""
+    head_rows: slice | Tensor | None = None
+    """Of an ``lm_head`` that writes text too: the rows of image tokens."""
 
     def __init__(self, model: PreTrainedModel, decoder: PreTrainedModel) -> None:
         """``model`` is the user's; ``decoder`` the part of it that takes ``inputs_embeds`` and gives hidden states."""
@@ -77,6 +80,8 @@ class TransformersModel(VisualModel):
         self.model = model
         self.decoder = decoder
         self.layers = decoder.config.num_hidden_layers
+        self._double: Double | None = None
+        self._head: nn.Module | None = None
         uncompiled = getattr(decoder, "_orig_mod", decoder)  # torch.compile hides the signature
         names = inspect.signature(uncompiled.forward).parameters
         self._cache_argument = "cache" if "cache" in names else "past_key_values"  # its name before transformers 5.24
@@ -118,21 +123,34 @@ class TransformersModel(VisualModel):
         return [self.decoder]
 
     def prefill(self, prefix: Prefix, cache: SlotCache, mask: Tensor) -> Tensor:
-        self._packed = Packed(self.stepped())  # anew, for the user may have changed the weights
+        self._take_up()
         positions = (prefix.valid.long().cumsum(1) - 1).clamp(min=0)
-        with self._packed.in_place():
-            logits = self.logits(self._run(prefix.embeddings, positions, cache, mask)[:, -1:])
+        logits = self.logits(self._run(prefix.embeddings, positions, cache, mask)[:, -1:])
         return logits.to(prefix.embeddings.device)  # a device map may have them elsewhere
 
     def step(self, tokens: Tensor, slots: Tensor, lengths: Tensor, cache: SlotCache, mask: Tensor) -> Tensor:
-        with self._packed.in_place():
-            logits = self.logits(self._run(self.embed(tokens), lengths[:, None] + slots, cache, mask))
+        logits = self.logits(self._run(self.embed(tokens), lengths[:, None] + slots, cache, mask))
         return logits.to(tokens.device)
+
+    def running(self, module: nn.Module) -> Any:
+        """What runs in a pass in place of ``module``, a part of the user's model: its double, where it has one."""
+        return module if self._double is None else self._double.of(module)
+
+    def _take_up(self) -> None:
+        """Follow what the user did with the model and its weights."""
+        if not can_be_doubled(self.stepped()):
+            self._double = self._head = None
+            return
+        if self._double is None:
+            self._double = Double(self.model, self.decoder, "zipar")
+        self._double.refresh(self.stepped())
+        if self.head_rows is not None and is_plain(self.model.lm_head):
+            self._head = packed(self.model.lm_head, self.head_rows)
 
     def _run(self, embeddings: Tensor, positions: Tensor, cache: SlotCache, mask: Tensor) -> Tensor:
         layers = Cache(layers=[_Layer(layer) for layer in cache.layers])
-        with self._plugged():
-            output = self.decoder(
+        with nullcontext() if self._double is not None else self._plugged():
+            output = self.running(self.decoder)(
                 inputs_embeds=embeddings,
                 attention_mask=mask,
                 position_ids=positions,
@@ -142,16 +160,19 @@ class TransformersModel(VisualModel):
         hidden: Tensor = output.last_hidden_state
         return hidden
 
-    def head(self, hidden: Tensor, rows: slice | Tensor) -> Tensor:
-        """Float32 logits of some ``rows`` of the vocabulary, by the ``lm_head`` of a model of text and images."""
+    def head(self, hidden: Tensor) -> Tensor:
+        """Float32 logits of ``head_rows`` of the vocabulary, by the ``lm_head`` of a model of text and images."""
+        assert self.head_rows is not None
+        if self._head is not None:
+            return self._head(hidden).float()
         head = self.model.lm_head
-        if type(head.weight) is nn.Parameter and not head.weight.is_meta:
-            return F.linear(hidden.to(head.weight.device), head.weight[rows]).float()
-        return head(hidden)[..., rows].float()  # sharded, quantised or on disk: it alone knows its weights
+        if type(head) is nn.Linear and is_bare(head) and type(head.weight) is nn.Parameter and head.bias is None:
+            return F.linear(hidden.to(head.weight.device), head.weight[self.head_rows]).float()
+        return head(hidden)[..., self.head_rows].float()  # sharded, quantised, wrapped: it alone knows its weights
 
     @contextmanager
     def _plugged(self) -> Iterator[None]:
-        """Our attention, for the time of a pass: whatever else the user does with the model stays as it was."""
+        """Our attention on a model that has no double, for the time of a pass."""
         config = self.decoder.config
         own = config._attn_implementation
         config._attn_implementation = "zipar"

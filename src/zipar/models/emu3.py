@@ -69,7 +69,7 @@ class Emu3(TransformersModel):
         self.ids: Tensor
         self.register_buffer("ids", torch.tensor(visual + known, device=self.device), persistent=False)
         contiguous = visual == list(range(visual[0], visual[0] + len(visual)))
-        self._visual = slice(visual[0], visual[-1] + 1) if contiguous else None
+        self.head_rows = slice(visual[0], visual[-1] + 1) if contiguous else self.ids[: self.codebook_size]
 
     @classmethod
     def load(cls, directory: Path, dtype: torch.dtype, device: torch.device) -> "Emu3":
@@ -156,7 +156,7 @@ class Emu3(TransformersModel):
         return embedded
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self.head(hidden, self.ids[: self.codebook_size] if self._visual is None else self._visual)
+        return self.head(hidden)
 
     def codes(self, tokens: Tensor) -> Tensor:
         return tokens

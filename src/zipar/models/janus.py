@@ -108,10 +108,10 @@ class Janus(TransformersModel):
         return [self.decoder, self.model.model.generation_aligner, self.model.model.generation_head]
 
     def embed(self, tokens: Tensor) -> Tensor:
-        return self.model.prepare_embeddings_for_image_generation(tokens)
+        return self.running(self.model).prepare_embeddings_for_image_generation(tokens)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self.model.model.generation_head(hidden).float()
+        return self.running(self.model.model.generation_head)(hidden).float()
 
     def codes(self, tokens: Tensor) -> Tensor:
         return tokens

@@ -82,6 +82,7 @@ class Chameleon(TransformersModel):
             )
         self.code_of: Tensor
         self.register_buffer("code_of", ids.argsort().to(self.device), persistent=False)
+        self.head_rows = slice(self.first, self.first + self.codebook_size)
         self.start, self.end = self.id_of("<racm3:break>"), self.id_of("<eoss>")
         self.beginning, self.turn_end = self.id_of("<s>"), self.id_of("<reserved08706>")
 
@@ -197,7 +198,7 @@ class Chameleon(TransformersModel):
         return embedded
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self.head(hidden, slice(self.first, self.first + self.codebook_size))
+        return self.head(hidden)
 
     def codes(self, tokens: Tensor) -> Tensor:
         return self.code_of[tokens]

@@ -5,21 +5,25 @@ weights. These are the operators of oneDNN that ``torch.compile`` uses on weight
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TypeGuard
+from typing import Any, TypeGuard
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+
+_OWNERS = ("torch.nn.", "transformers.", "zipar.")
+"""Whose modules are known to call their linear layers; a wrapper of others may read their weights instead."""
+_SAMPLES = 97
 
 
 class PackedLinear(nn.Module):
     """A linear layer that is ready to multiply, and for nothing else."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.eval()
-        self.weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
-        self.bias = None if linear.bias is None else linear.bias.detach()
+        self.weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+        self.bias = None if bias is None else bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
@@ -29,40 +33,63 @@ class PackedLinear(nn.Module):
 
 def pack(modules: Sequence[nn.Module]) -> None:
     """Pack the linear layers in ``modules`` for good: weights are held once, but not to train, save or move."""
-    for parent, name, linear in _packable(modules):
-        parent._modules[name] = PackedLinear(linear)
+    for parent, name, linear in packable(modules):
+        parent._modules[name] = PackedLinear(linear.weight, linear.bias)
 
 
-class Packed:
-    """Packed copies of the linear layers in ``modules``, which stand in for them where that is wanted."""
-
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self.swaps = [(parent, name, linear, PackedLinear(linear)) for parent, name, linear in _packable(modules)]
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Use the copies inside the block."""
-        for parent, name, _, packed in self.swaps:
-            parent._modules[name] = packed
-        try:
-            yield
-        finally:
-            for parent, name, linear, _ in self.swaps:
-                parent._modules[name] = linear
+def packable(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    """(parent, name, layer) of each linear layer in ``modules`` that may be packed."""
+    for module in modules:
+        for parent in module.modules():
+            if type(parent).__module__.startswith(_OWNERS):
+                yield from ((parent, name, layer) for name, layer in parent.named_children() if is_plain(layer))
 
 
-def _packable(modules: Sequence[nn.Module]) -> list[tuple[nn.Module, str, nn.Linear]]:
-    """(parent, name, layer) of each plain ``nn.Linear`` on an x86 CPU, without hooks or compiled code around it."""
+def is_bare(layer: nn.Module) -> bool:
+    """Whether calling it runs its class's code and nothing else: no hooks, nothing compiled or wrapped around it."""
+    if layer._forward_hooks or layer._forward_pre_hooks or layer._compiled_call_impl is not None:
+        return False
+    return "forward" not in vars(layer)
+
+
+def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether it is an ``nn.Linear`` on an x86 CPU, as PyTorch made it."""
     if not torch.backends.mkldnn.is_available() or not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
-        return []
-    parents = [parent for module in modules for parent in module.modules()]
-    if any(hasattr(parent, "_orig_mod") or parent._compiled_call_impl is not None for parent in parents):
-        return []
-    return [(parent, name, layer) for parent in parents for name, layer in parent.named_children() if _is_plain(layer)]
-
-
-def _is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
-    if type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
+        return False
+    if type(layer) is not nn.Linear or not is_bare(layer):
         return False
     weight = layer.weight.data
     return type(weight) is Tensor and weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
+
+
+def packed(layer: nn.Linear, rows: slice | Tensor = slice(None)) -> PackedLinear:
+    """A packed copy of some ``rows`` of a plain layer, the same one until its weights change or ``forget`` is told."""
+    stamp = _stamp(layer, rows)
+    held = _copies.get(layer)
+    if held is None or stamp is None or held[0] != stamp:
+        bias = None if layer.bias is None else layer.bias[rows]
+        held = _copies[layer] = stamp, PackedLinear(layer.weight[rows], bias)
+    return held[1]
+
+
+def forget(module: nn.Module) -> None:
+    """Drop the packed copies of the layers in ``module``."""
+    for layer in module.modules():
+        _copies.pop(layer, None)
+
+
+_copies: "WeakKeyDictionary[nn.Module, tuple[Any, PackedLinear]]" = WeakKeyDictionary()
+
+
+def _stamp(layer: nn.Linear, rows: slice | Tensor) -> Any:
+    """Tells the weights of a layer from others: by where they are, by how often they were written, and by some of them.
+
+    Writing through ``weight.data`` counts as none. None where nothing counts, which is in inference mode.
+    """
+    if layer.weight.is_inference():
+        return None
+    weight, bias = layer.weight, layer.bias
+    flat = weight.detach().flatten()
+    some = flat[:: max(1, len(flat) // _SAMPLES)].tolist()
+    chosen = (rows.start, rows.stop) if isinstance(rows, slice) else tuple(rows.tolist())
+    return weight.data_ptr(), weight._version, weight.dtype, None if bias is None else bias._version, chosen, some

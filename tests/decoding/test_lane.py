@@ -1,0 +1,211 @@
+"""Images that come and go: each is the one that ``decode`` makes of it alone, and a pass can be compiled whole."""
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from zipar import AdaptiveZipAR, CoupledJacobi, Raster, Sampling, TokenGrid, ZipAR, ZipARError
+from zipar.decoding.decodable import Prefix
+from zipar.decoding.engine import decode
+from zipar.decoding.lane import Lane
+from zipar.models import auto
+
+STRATEGIES = [
+    *(Raster(), ZipAR(2), ZipAR(1, first_row="wave"), ZipAR(2, 3), ZipAR(1, 9, "wave"), AdaptiveZipAR(1)),
+    *(AdaptiveZipAR(2, "wave"), CoupledJacobi(6), CoupledJacobi(3, window=1)),
+]
+GRIDS = [
+    *(TokenGrid(4, 4), TokenGrid(3, 6), TokenGrid(1, 7), TokenGrid(5, 1), TokenGrid(1, 1), TokenGrid(4, 5, row_end=7)),
+    *(TokenGrid(3, 3, frames=2), TokenGrid(3, 3, frames=2, row_end=7, frame_end=(8, 9))),
+]
+FILTERS = [{}, {"top_k": 20}, {"top_k": 30, "top_p": 0.9}]
+TEXTS = ["a red fox in the snow", "fox", "two small birds", "snow"]
+FAMILIES = {"janus": (12, 12), "emu3": (8, 12), "lumina_mgpt": (64, 96), "anole": (96, 96)}
+LONGEST = 210
+
+
+@pytest.fixture(scope="module")
+def models(tiny_models, checkpoints):
+    """models(kind) -> a model as it is before its weights are packed, for packed ones do not trace."""
+    held = {"by_text": tiny_models.by_text, "by_class": tiny_models.by_class}
+
+    def get(kind):
+        if kind not in held:
+            directory = checkpoints(kind)
+            held[kind] = auto.family(directory).load(directory, torch.float32, torch.device("cpu"))
+        return held[kind]
+
+    return get
+
+
+def prefix_of(model, texts, guided, grid):
+    texts = [str(len(text) % 10) for text in texts] if getattr(model, "text_tokenizer", 0) is None else texts
+    with torch.inference_mode():
+        return model.prefix(texts, None, guided, grid)
+
+
+def lane_of(model, grid, strategy, sampling, rows, **options):
+    return Lane(
+        model, grid, strategy, sampling, rows, LONGEST, device=torch.device("cpu"), dtype=torch.float32, **options
+    )
+
+
+class Arrivals:
+    """Images with guidance, temperatures and seeds of their own, that come in random order into a lane."""
+
+    def __init__(self, model, grid, strategy, guided, filters, seed):
+        self.model, self.grid, self.strategy, self.guided, self.filters = model, grid, strategy, guided, filters
+        self.random = torch.Generator().manual_seed(seed)
+
+    def draw(self, below):
+        return int(torch.randint(below, (), generator=self.random))
+
+    def image(self):
+        scale = (1.5, 2.5, 0.0)[self.draw(3)] if self.guided else 1.0
+        sampling = Sampling(scale, (0.0, 0.7, 1.3)[self.draw(3)], **self.filters)
+        return TEXTS[self.draw(len(TEXTS))], sampling, self.draw(2**40)
+
+    def run(self, lane, count, check=lambda: None):
+        """All images through the lane; ticket -> (text, sampling, seed), ticket -> what came of it."""
+        asked, found = {}, {}
+        waiting = [self.image() for _ in range(count)]
+        while waiting or lane.busy:
+            coming = min(self.draw(3), len(waiting), lane.rows - lane.busy)
+            for text, sampling, seed in waiting[:coming]:
+                (ticket,) = lane.admit(prefix_of(self.model, [text], self.guided, self.grid), sampling, [seed])
+                asked[ticket] = text, sampling, seed
+            waiting = waiting[coming:]
+            if not lane.busy:
+                continue
+            finished = lane.retire()  # some are done when they come
+            if lane.busy:
+                lane.step()
+                check()
+            found |= {image.ticket: image for image in [*finished, *lane.retire()]}
+        return asked, found
+
+    def check(self, asked, found):
+        assert asked.keys() == found.keys()
+        for ticket, (text, sampling, seed) in asked.items():
+            prefix = prefix_of(self.model, [text], self.guided, self.grid)
+            alone = decode(self.model, prefix, self.grid, self.strategy, sampling, [seed])
+            image = found[ticket]
+            assert image.tokens.equal(alone.tokens[0])
+            assert image.born.equal(alone.born[0])
+            assert image.forward_passes == alone.forward_passes
+            assert image.rejections == alone.rejections
+            assert image.slots_evaluated >= alone.slots_evaluated
+
+
+@settings(max_examples=40)
+@given(
+    kind=st.sampled_from(["by_text", "by_class"]),
+    grid=st.sampled_from(GRIDS),
+    strategy=st.sampled_from(STRATEGIES),
+    guided=st.booleans(),
+    filters=st.sampled_from(FILTERS),
+    rows=st.integers(1, 4),
+    seed=st.integers(0, 2**32 - 1),
+    deterministic=st.booleans(),
+)
+def test_every_image_is_that_of_decode_alone(models, kind, grid, strategy, guided, filters, rows, seed, deterministic):
+    model = models(kind)
+    arrivals = Arrivals(model, grid, strategy, guided, filters, seed)
+    lane = lane_of(
+        model, grid, strategy, Sampling(2.0 if guided else 1.0, **filters), rows, deterministic=deterministic
+    )
+    arrivals.check(*arrivals.run(lane, 6))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_every_image_of_a_family_is_that_of_decode_alone(models, kind, strategy):
+    model, filters = models(kind), {"top_k": 20}
+    grid = model.grid(*FAMILIES[kind])
+    arrivals = Arrivals(model, grid, strategy, True, filters, 5)
+    arrivals.check(*arrivals.run(lane_of(model, grid, strategy, Sampling(2.0, **filters), 3), 5))
+
+
+class NothingReadBack(TorchDispatchMode):
+    """Refuses what makes the processor wait for the device, or gives shapes that depend on what tensors hold."""
+
+    REFUSED = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal", "item", "bincount")
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        name = function.overloadpacket.__name__
+        assert not any(
+            name.lstrip("_").startswith(refused.lstrip("_")) and name != "equal_" for refused in self.REFUSED
+        )
+        if name in ("index", "index_put", "index_put_"):  # with masks they are nonzero in disguise
+            assert not any(part is not None and part.dtype == torch.bool for part in arguments[1])
+        return function(*arguments, **(keywords or {}))
+
+
+def test_the_dispatch_mode_can_fail():
+    for reading in (lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: x.nonzero(), lambda x: bool(x.any())):
+        with pytest.raises(AssertionError), NothingReadBack():
+            reading(torch.ones(3))
+
+
+ALL_KINDS = ["by_text", "by_class", *FAMILIES]
+
+
+@pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_a_pass_reads_nothing_back(models, kind, strategy, guided):
+    model = models(kind)
+    grid = model.grid(*FAMILIES[kind]) if kind in FAMILIES else TokenGrid(4, 5)
+    sampling = Sampling(2.0 if guided else 1.0, top_k=20, top_p=0.9)
+    lane = lane_of(model, grid, strategy, sampling, 2, deterministic=True)
+    lane.admit(prefix_of(model, TEXTS[:2], guided, grid), sampling, [1, 2])
+    passes, run = 0, lane.forward
+    with torch.inference_mode():
+        while not lane.schedule.done.all():
+            with NothingReadBack():
+                run(2, (lane.schedule.width, grid.slots))
+            passes += 1
+    assert passes > 0
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_a_pass_is_traced_whole_and_once_a_shape(models, kind, strategy):
+    """Images of a lane whose passes are compiled, with rows that come and go in between, are those of ``decode``."""
+    model = models(kind)
+    grid = model.grid(*FAMILIES[kind]) if kind in FAMILIES else TokenGrid(4, 5)
+    traces = Counter()
+
+    def backend(graph, inputs):
+        traces["all"] += 1
+        return graph.forward
+
+    torch._dynamo.reset()
+    arrivals = Arrivals(model, grid, strategy, True, {"top_k": 20}, 3)
+    lane = lane_of(model, grid, strategy, Sampling(2.0, top_k=20), 2, deterministic=True)
+    lane._run = torch.compile(lane.forward, fullgraph=True, backend=backend, dynamic=False)
+    arrivals.check(*arrivals.run(lane, 4))
+    assert traces["all"] == 1  # one shape
+
+
+def test_what_does_not_fit_is_refused(models):
+    model, grid, sampling = models("by_text"), TokenGrid(4, 4), Sampling(2.0, top_k=9)
+    prefix = prefix_of(model, TEXTS[:2], True, grid)
+    lane = lane_of(model, grid, Raster(), sampling, 3)
+    assert list(lane.admit(prefix, sampling, [1, 2])) == [0, 1]
+    with pytest.raises(ZipARError, match="a lane of 3 rows, 2 of them busy"):
+        lane.admit(prefix, sampling, [1, 2])
+    one = prefix_of(model, TEXTS[:1], True, grid)
+    long = Prefix(one.embeddings.repeat(1, 40, 1), one.valid.repeat(1, 40))
+    with pytest.raises(ZipARError, match="prefixes of 280 tokens do not fit a lane of .* 210 tokens"):
+        lane.admit(long, sampling, [1])
+    for other in Sampling(2.0), Sampling(2.0, top_k=9, top_p=0.5):
+        with pytest.raises(ZipARError, match="top-k and top-p"):
+            lane.admit(one, other, [1])
+    with pytest.raises(ZipARError, match="2 prefix rows do not fit 2 seeds"):
+        lane.admit(one, sampling, [1, 2])
+    assert lane.busy == 2
