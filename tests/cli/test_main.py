@@ -1,10 +1,14 @@
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+import typer
 
 import zipar as library
+from zipar.cli.generate import StrategyName
+from zipar.cli.main import app
+from zipar.decoding import names
+from zipar.evaluation import tuning
 
 
 def test_version_and_help(zipar):
@@ -33,15 +37,44 @@ def test_a_process_of_its_own_is_as_quiet(text_model, tmp_path):
     assert done.stdout.startswith("zipar.png: 40 forward passes instead of 64, ")
 
 
-def test_the_command_line_itself_needs_no_torch():
-    # a bare package stands in for zipar, whose public names do need it
+def _paths(command, *path):
+    """The words that lead to each command: (), ("generate",), ("convert",), ("convert", "emu3") ..."""
+    yield path
+    for name, each in getattr(command, "commands", {}).items():
+        yield from _paths(each, *path, name)
+
+
+def test_help_and_slips_need_no_torch():
+    # what takes seconds to import waits until options and paths have been found good
+    slips = [["paint"], ["convert", "dalle"], ["generate"], ["plan", "--window", "x"]]
+    slips += [["generate", "a fox", "--seed", "-1"], ["generate", "a fox", "--output", "fox.pdf"]]
+    expected = [(arguments, 2) for arguments in slips] + [([], 0), (["convert"], 0), (["--version"], 0)]
+    for path in _paths(typer.main.get_command(app)):
+        expected += [([*path, "--help"], 0), ([*path, "--hlep"], 2)]
+    assert len(expected) > 30
     script = f"""if True:
-        import sys, types
-        zipar = types.ModuleType("zipar")
-        zipar.__path__, zipar.__version__ = [{str(Path(library.__file__).parent)!r}], "1"
-        sys.modules["zipar"] = zipar
+        import sys
         from zipar.cli.main import main
-        assert main(["generate", "--help"]) == 0
-        assert "torch" not in sys.modules and "transformers" not in sys.modules
+        for arguments, code in {expected}:
+            assert main(arguments) == code, arguments
+            heavy = {{"torch", "transformers", "numpy", "matplotlib", "PIL"}} & sys.modules.keys()
+            assert not heavy, (arguments, heavy)
     """
-    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["generate", "--hlep"]], ids=" ".join)
+def test_a_process_of_its_own_needs_no_torch(arguments):
+    command = [sys.executable, "-X", "importtime", "-m", "zipar.cli.main", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == (2 if "--hlep" in arguments else 0)
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "zipar.cli.generate" in imported
+    assert not imported & {"torch", "transformers", "numpy", "matplotlib"}
+
+
+def test_help_names_what_the_library_has(zipar, plain):
+    # the help cannot ask modules that need torch, so it repeats them
+    assert {each.value for each in StrategyName} == set(names.STRATEGIES)
+    assert f"[default: ({tuning.TOLERANCE})]" in plain(zipar("tune", "--help")[1]).replace(" │ │ ", " ")

@@ -4,11 +4,12 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from zipar.errors import ZipARError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -76,8 +77,9 @@ def write(files: Mapping[Path, Callable[[Path], Any]]) -> None:
             written.unlink(missing_ok=True)
 
 
-def array(values: np.ndarray) -> Callable[[Path], None]:
+def array(values: "np.ndarray") -> Callable[[Path], None]:
     """Writes a .npy file."""
+    import numpy as np
 
     def save(path: Path) -> None:
         with path.open("wb") as file:
