@@ -11,10 +11,10 @@ DIR is a clone of PrunaAI/pruna. Without them that peer is left out.
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import transformers
 import zipar
 from decoding import machine
 from random_janus import Painted, paint, random_janus
+from worker import worker
 
 Contender = Callable[[], tuple[float, int]]
 """Paints one image; gives its seconds and forward passes."""
@@ -37,30 +38,14 @@ def ours(model: Any, strategy: zipar.Strategy) -> Painted:
 def pruna(python: Path, clone: Path, shape: list[int], windows: list[int]) -> Iterator[dict[str, Contender]]:
     """PrunaAI's contenders, in a process that lives as long as the block."""
     script = Path(__file__).with_name("pruna_worker.py")
-    command = [str(python), str(script), str(clone), *map(str, shape)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        requests, answers = process.stdin, process.stdout
+    with worker([python, script, clone, *map(str, shape)]) as (about, ask):
 
-        def answer() -> dict[str, Any]:
-            line = answers.readline()
-            if not line:
-                raise SystemExit(f"{python} could not run PrunaAI's ZipAR: see above")
-            found: dict[str, Any] = json.loads(line)
-            return found
-
-        def ask(window: int) -> tuple[float, int]:
-            print(window, file=requests, flush=True)
-            found = answer()
+        def contender(window: int) -> tuple[float, int]:
+            found = ask(window)
             return found["seconds"], found["forward_passes"]
 
-        version = answer()["transformers"]
-        contenders: dict[str, Contender] = {f"transformers {version}": lambda: ask(0)}
-        for window in windows:
-            contenders[f"PrunaAI, window {window}"] = lambda window=window: ask(window)  # type: ignore[misc]
-        yield contenders
-        requests.close()
+        contenders = {f"transformers {about['transformers']}": partial(contender, 0)}
+        yield contenders | {f"PrunaAI, window {window}": partial(contender, window) for window in windows}
 
 
 def measure(contenders: dict[str, Contender], repeats: int) -> list[dict[str, Any]]:
