@@ -65,7 +65,7 @@ def test_some_rows_may_take_part_and_the_others_stay(cache):
     place(cache, [[1]] * ROWS)
     cache.layers[0].update(entries(1, 1), entries(1, 1))
     place(cache, [[1]], rows=slice(1, 2))
-    keys, values = cache.layers[0].update(entries(1, 2, rows=1), entries(1, 3, rows=1))
+    keys, _ = cache.layers[0].update(entries(1, 2, rows=1), entries(1, 3, rows=1))
     assert keys.shape == (1, 4, PREFIX + SLOTS, 8)
     assert cache.layers[0].keys[:, 0, PREFIX + 1, 0].tolist() == [1, 2, 1]
     assert cache.layers[0].values[:, 0, PREFIX + 1, 0].tolist() == [1, 3, 1]

@@ -182,6 +182,8 @@ class Lane:
             extent = slots if self._deterministic or bounds is None else bounds[1]
             bounds = self.schedule.width, min(-(-extent // EXTENT) * EXTENT, slots)
             rows = min(1 << (rows - 1).bit_length(), self.rows)
+        if rows not in self._parts:
+            self._parts[rows] = self.schedule.first(rows)
         width = self._run(rows, bounds)
         self.evaluated += width
         for image in self._images:
@@ -203,8 +205,6 @@ class Lane:
         Returns:
             The queries of each row.
         """
-        if rows not in self._parts:
-            self._parts[rows] = self.schedule.first(rows)
         schedule, tokens, passes = self._parts[rows], self.tokens[:rows], self.passes[:rows]
         step = schedule.plan(tokens)
         if bounds is None:
@@ -251,8 +251,8 @@ class Lane:
                 event.synchronize()
                 done += [image for image, flag in zip(images, flags.tolist(), strict=True) if flag]
         elif self.busy:
-            flags = self.schedule.done[: self.busy].tolist()
-            done = [image for image, flag in zip(self._images, flags, strict=True) if flag]
+            now = self.schedule.done[: self.busy].tolist()
+            done = [image for image, flag in zip(self._images, now, strict=True) if flag]
         rows = {self._images.index(image) for image in done if image in self._images}
         return [self._release(row) for row in sorted(rows, reverse=True)]  # so that the last busy row is never one
 

@@ -28,8 +28,8 @@ class Wave(Schedule):
         # a started row that is not complete holds ``window`` tokens fewer than the one above it, or more; and one row
         # at most was completed by the pass before, whose end is fed with the known tokens behind it
         started = min((grid.columns - 1) // self.window + 1, grid.frames * grid.rows)
-        known = grid.row_stride - grid.columns + len(grid.frame_end)
-        width = min(started * min(reach, grid.columns) + 1 + known, grid.slots)
+        behind = grid.row_stride - grid.columns + len(grid.frame_end)
+        width = min(started * min(reach, grid.columns) + 1 + behind, grid.slots)
         super().__init__(width, rows, device)
         number = torch.arange(grid.frames * grid.rows, device=device)
         self.places = Places.of(grid, device)

@@ -30,7 +30,7 @@ class Double:
         config: Any = copy.copy(self._decoder.config)
         config._attn_implementation_internal = self._attention  # the setter would reach into what the copy shares
         own = self._decoder.config
-        leaves = {layer: packed(layer) for _, _, layer in packable(stepped)}
+        leaves: dict[nn.Module, nn.Module] = {layer: packed(layer) for _, _, layer in packable(stepped)}
         for module in self.model.modules():
             if module not in self._twins:
                 self._twins[module] = object.__new__(type(module))

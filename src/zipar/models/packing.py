@@ -14,6 +14,8 @@ from torch import Tensor, nn
 _OWNERS = ("torch.nn.", "transformers.", "zipar.")
 """Whose modules are known to call their linear layers; a wrapper of others may read their weights instead."""
 _SAMPLES = 97
+BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+"""Whether the processor has what oneDNN needs for bfloat16."""
 
 
 class PackedLinear(nn.Module):
@@ -59,7 +61,8 @@ def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
     if type(layer) is not nn.Linear or not is_bare(layer):
         return False
     weight = layer.weight.data
-    return type(weight) is Tensor and weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
+    known = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and BFLOAT16)
+    return type(weight) is Tensor and weight.device.type == "cpu" and known
 
 
 def packed(layer: nn.Linear, rows: slice | Tensor = slice(None)) -> PackedLinear:
