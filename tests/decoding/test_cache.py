@@ -4,7 +4,7 @@ import torch
 from zipar.decoding.cache import SlotCache
 
 ROWS, PREFIX, SLOTS = 3, 2, 6
-ALL = slice(ROWS)
+ALL = slice(0, ROWS)
 
 
 @pytest.fixture
@@ -85,13 +85,13 @@ def test_rows_move(cache):
 def test_a_layer_allocates_once_and_what_its_keys_are_like(cache):
     key, value = torch.randn(1, 1, PREFIX, 4, dtype=torch.bfloat16), torch.randn(1, 1, PREFIX, 6, dtype=torch.bfloat16)
     layer = cache.layers[0]
-    place(cache, [[-2, -1]], rows=slice(1))
+    place(cache, [[-2, -1]], rows=slice(0, 1))
     layer.update(key, value)
     held = layer.keys, layer.values
     assert layer.keys.shape == (ROWS, 1, PREFIX + SLOTS, 4)
     assert layer.values.shape == (ROWS, 1, PREFIX + SLOTS, 6)
     assert layer.keys.dtype == layer.values.dtype == torch.bfloat16
-    place(cache, [[3, 0]], 4, slice(1))
+    place(cache, [[3, 0]], 4, slice(0, 1))
     layer.update(key[:, :, :2], value[:, :, :2])
     assert layer.keys is held[0]
     assert layer.values is held[1]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from zipar.models.packing import Packed, PackedLinear, pack
+from zipar.models.packing import BFLOAT16, PackedLinear, forget, pack, packed
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available() or not torch.backends.cpu.get_cpu_capability().startswith("AVX"),
@@ -26,7 +26,10 @@ def network():
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.skipif(not BFLOAT16, reason="no bfloat16 here"))],
+)
 @pytest.mark.parametrize("shape", [(1, 24), (2, 3, 24), (300, 24)])
 def test_same_results(network, dtype, shape):
     network.to(dtype)
@@ -38,21 +41,53 @@ def test_same_results(network, dtype, shape):
     torch.testing.assert_close(network(x).double(), expected, atol=tolerance, rtol=tolerance)
 
 
-def test_in_place_is_undone_even_after_a_failure(network):
-    layers = [network[0], network[2][0]]
-    packed = Packed([network])
-    assert packed_layers(network) == []
-    with packed.in_place():
-        assert packed_layers(network) == ["0", "2.0"]
-    assert [network[0], network[2][0]] == layers
+def test_a_copy_is_made_once_until_the_weights_change(network):
+    layer, x = network[0], torch.randn(3, 24)
+    first = packed(layer)
+    assert packed(layer) is first
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    second = packed(layer)
+    assert second is not first
+    torch.testing.assert_close(second(x), layer(x))
+    layer.weight.data += 1.0  # which no version counter counts
+    torch.testing.assert_close(packed(layer)(x), layer(x))
+    layer.weight = nn.Parameter(torch.randn(40, 24))
+    torch.testing.assert_close(packed(layer)(x), layer(x))
+    with torch.no_grad():
+        layer.bias.add_(1)
+    third = packed(layer)
+    torch.testing.assert_close(third(x), layer(x))
+    assert packed(layer) is third
+    forget(network)
+    assert packed(layer) is not third
 
-    def broken():
-        with packed.in_place():
-            raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        broken()
-    assert [network[0], network[2][0]] == layers
+@pytest.mark.parametrize("rows", [slice(3, 9), torch.tensor([5, 1, 30])], ids=["slice", "scattered"])
+def test_some_rows(network, rows):
+    x = torch.randn(3, 24)
+    torch.testing.assert_close(packed(network[0], rows)(x), network[0](x)[:, rows])
+    assert packed(network[0], rows) is packed(network[0], rows)
+    torch.testing.assert_close(packed(network[0], slice(0, 2))(x), network[0](x)[:, :2])
+
+
+def test_weights_that_count_no_writes_are_packed_anew():
+    with torch.inference_mode():
+        layer = nn.Linear(8, 4)
+        assert packed(layer) is not packed(layer)
+
+
+def test_what_a_wrapper_may_read_is_left_alone():
+    """Adapters compute with the weights of the layer that they wrap."""
+
+    class Adapter(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.base_layer = nn.Linear(8, 4)
+
+    network = nn.Sequential(nn.Linear(4, 8), Adapter())
+    pack([network])
+    assert packed_layers(network) == ["0"]
 
 
 def test_what_is_not_plainly_linear_is_left_alone(network):

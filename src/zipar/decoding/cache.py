@@ -1,5 +1,6 @@
 """A key-value cache addressed by row and slot."""
 
+import torch
 from torch import Tensor
 
 
@@ -12,8 +13,8 @@ class SlotCache:
     """
 
     def __init__(self, layers: int, rows: int, prefix: int, slots: int) -> None:
-        self.prefix = prefix
-        self.layers = [SlotCacheLayer(rows, prefix + slots) for _ in range(layers)]
+        self.rows, self.prefix, self.entries = rows, prefix, prefix + slots
+        self.layers = [SlotCacheLayer(self) for _ in range(layers)]
 
     def place(self, rows: slice, index: Tensor, keys: slice) -> None:
         """Say where the coming pass writes and reads.
@@ -23,8 +24,19 @@ class SlotCache:
             index: int64 (rows, queries), the entries of the queries.
             keys: the entries that are read.
         """
-        for layer in self.layers:
-            layer.rows, layer.index, layer.read = rows, index, keys
+        self.part, self.read = rows, keys
+        self._index = index
+        self._flat: dict[tuple[int, torch.device], Tensor] = {}
+
+    def flat(self, heads: int, device: torch.device) -> Tensor:
+        """Where the pass writes in (rows * heads * entries, dim): int64 (rows, queries, heads), made once a pass."""
+        found = self._flat.get((heads, device))
+        if found is None:
+            row = torch.arange(self.part.start, self.part.stop, device=self._index.device)[:, None, None]
+            head = torch.arange(heads, device=self._index.device)
+            found = ((row * heads + head) * self.entries + self._index[..., None]).to(device)
+            self._flat[heads, device] = found
+        return found
 
     def move(self, source: slice, target: slice) -> None:
         """Copy rows over others."""
@@ -41,12 +53,8 @@ class SlotCacheLayer:
     holds a part of the heads, and the layers of one model may lie on different devices.
     """
 
-    rows: slice
-    index: Tensor
-    read: slice
-
-    def __init__(self, rows: int, entries: int) -> None:
-        self.shape = (rows, entries)
+    def __init__(self, cache: SlotCache) -> None:
+        self.cache = cache
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
 
@@ -54,13 +62,12 @@ class SlotCacheLayer:
         """Write the pass's (rows, kv_heads, queries, head_dim); return what it may attend to."""
         if self.keys is None or self.values is None:
             self.keys, self.values = self._allocate(key), self._allocate(value)
-        index = self.index.to(key.device)[:, None, :, None]
-        keys, values = self.keys[self.rows], self.values[self.rows]
-        keys.scatter_(2, index.expand_as(key), key)
-        values.scatter_(2, index.expand_as(value), value)
-        return keys[:, :, self.read], values[:, :, self.read]
+        rows, read = self.cache.part, self.cache.read
+        where = (self.cache.flat(key.shape[1], key.device),)
+        for held, new in ((self.keys, key), (self.values, value)):
+            held.view(-1, new.shape[-1]).index_put_(where, new.transpose(1, 2))
+        return self.keys[rows, :, read], self.values[rows, :, read]
 
     def _allocate(self, states: Tensor) -> Tensor:
-        rows, entries = self.shape
         _, heads, _, dim = states.shape
-        return states.new_zeros(rows, heads, entries, dim)
+        return states.new_zeros(self.cache.rows, heads, self.cache.entries, dim)

@@ -223,7 +223,7 @@ class Lane:
         fed, slots = self.tokens[:rows].gather(1, step.sources), step.queries
         if self.branches == 2:
             fed, slots = fed.repeat_interleave(2, 0), slots.repeat_interleave(2, 0)
-        theirs, seen = slice(rows * self.branches), slice(self.cache.prefix + extent)
+        theirs, seen = slice(0, rows * self.branches), slice(self.cache.prefix + extent)
         entries = slots + self.cache.prefix
         written = self.written[theirs].scatter_(1, entries, True)
         visible = written[:, None, seen] & (self._entries[seen] <= entries[..., None])

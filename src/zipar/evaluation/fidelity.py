@@ -47,7 +47,7 @@ def likelihood(
         prefix = prefix.paired()
     draw = Draw.of(sampling, [0] * len(tokens), device)
     cache = SlotCache(model.layers, rows, length, grid.slots)
-    everything, prompt = slice(rows), torch.arange(length, device=device)
+    everything, prompt = slice(0, rows), torch.arange(length, device=device)
     slots = torch.arange(grid.slots, device=device)
     free = torch.zeros(grid.slots, dtype=torch.bool, device=device)
     free[grid.free().flatten().to(device)] = True

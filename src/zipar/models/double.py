@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from zipar.models.packing import packable, packed
+from zipar.models.packing import is_compiled, packable, packed
 
 
 class Double:
@@ -49,6 +49,4 @@ class Double:
 def can_be_doubled(modules: Sequence[nn.Module]) -> bool:
     """Whether all that runs is the modules' own code: not compiled, and not wrapped by the hooks of a device map."""
     parts = [part for module in modules for part in module.modules()]
-    return not any(
-        hasattr(part, "_orig_mod") or part._compiled_call_impl is not None or "forward" in vars(part) for part in parts
-    )
+    return not any(is_compiled(part) or "forward" in vars(part) for part in parts)

@@ -42,16 +42,21 @@ def pack(modules: Sequence[nn.Module]) -> None:
 def packable(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
     """(parent, name, layer) of each linear layer in ``modules`` that may be packed."""
     for module in modules:
+        if any(map(is_compiled, module.modules())):
+            continue
         for parent in module.modules():
             if type(parent).__module__.startswith(_OWNERS):
                 yield from ((parent, name, layer) for name, layer in parent.named_children() if is_plain(layer))
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether calling it runs code that ``torch.compile`` made of it, which would not see a change of its parts."""
+    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+
+
 def is_bare(layer: nn.Module) -> bool:
     """Whether calling it runs its class's code and nothing else: no hooks, nothing compiled or wrapped around it."""
-    if layer._forward_hooks or layer._forward_pre_hooks or layer._compiled_call_impl is not None:
-        return False
-    return "forward" not in vars(layer)
+    return not (layer._forward_hooks or layer._forward_pre_hooks or is_compiled(layer) or "forward" in vars(layer))
 
 
 def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
