@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from zipar import Raster, Sampling, TokenGrid, ZipAR, ZipARError
 from zipar.decoding.attention import additive
 from zipar.decoding.engine import decode
-from zipar.decoding.sampling import Draw, sample
+from zipar.decoding.sampling import Draw, sample, slot_keys
 
 SEEDS = [3, -1, 2**80 + 5]
 TEXTS = ["a red fox in the snow", "fox", "two small birds"]
@@ -46,7 +46,8 @@ def brute_force(model, prefixes, grid, sampling, seed, window, lookahead, row_0_
     def draw(events, queries, targets):
         conditional, other = (logits(embeddings, events)[queries] for embeddings in prefixes)
         guided = other + sampling.guidance_scale * (conditional - other)
-        return sample(guided[None], Draw.of(sampling, [seed]), torch.tensor([targets]))[0].tolist()
+        draw = Draw.of(sampling, [seed])
+        return sample(guided[None], draw, slot_keys(draw.seeds, torch.tensor([targets])))[0].tolist()
 
     blank = grid.blank().tolist()
     where = {slot: (r, c) for r, row in enumerate(rows) for c, slot in enumerate(row)}

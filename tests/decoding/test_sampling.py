@@ -11,9 +11,14 @@ from scipy import stats
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from zipar import Sampling, ZipARError
-from zipar.decoding.sampling import Draw, filter_logits, guide, gumbel, probabilities, sample
+from zipar.decoding.sampling import Draw, filter_logits, guide, gumbel, probabilities, sample, slot_keys
 
 RANGE = torch.arange
+
+
+def draw_tokens(logits, sampling, seeds, slots):
+    draw = Draw.of(sampling, seeds)
+    return sample(logits, draw, slot_keys(draw.seeds, slots))
 
 
 def transformers_filters(sampling):
@@ -71,7 +76,7 @@ def test_guidance_moves_away_from_the_unconditional_branch():
 
 def test_temperature_0_is_greedy():
     logits = torch.randn(3, 4, 20)
-    assert sample(logits, Draw.of(Sampling(temperature=0), RANGE(3)), RANGE(4)[None]).equal(logits.argmax(-1))
+    assert draw_tokens(logits, Sampling(temperature=0), RANGE(3), RANGE(4)[None]).equal(logits.argmax(-1))
 
 
 def test_images_of_one_batch_have_temperatures_of_their_own():
@@ -80,7 +85,8 @@ def test_images_of_one_batch_have_temperatures_of_their_own():
     together = Draw(*(torch.cat([draw[part] for draw in draws]) for part in range(3)))
     for image, draw in enumerate(draws):
         part = slice(image, image + 1)
-        assert sample(logits, together, slots)[part].equal(sample(logits[part], draw, slots))
+        keys = slot_keys(together.seeds, slots)
+        assert sample(logits, together, keys)[part].equal(sample(logits[part], draw, keys[part]))
         assert probabilities(logits, together)[part].equal(probabilities(logits[part], draw))
 
 
@@ -95,9 +101,9 @@ def test_frequencies_match_the_softmax(sampling, over):
     draws = 40_000
     logits = 1.5 * torch.randn(12, generator=torch.Generator().manual_seed(3))
     if over == "seeds":
-        tokens = sample(logits.expand(draws, 1, -1), Draw.of(sampling, RANGE(draws)), torch.tensor([[17]]))
+        tokens = draw_tokens(logits.expand(draws, 1, -1), sampling, RANGE(draws), torch.tensor([[17]]))
     else:
-        tokens = sample(logits.expand(1, draws, -1), Draw.of(sampling, [17]), RANGE(draws)[None])
+        tokens = draw_tokens(logits.expand(1, draws, -1), sampling, [17], RANGE(draws)[None])
     observed = tokens.flatten().bincount(minlength=12).numpy()
     expected = draws * transformers_filters(sampling)(None, logits[None])[0].double().softmax(-1).numpy()
     assert (observed[expected == 0] == 0).all()
@@ -107,7 +113,7 @@ def test_frequencies_match_the_softmax(sampling, over):
 @pytest.mark.parametrize("axis", ["seed", "slot"])
 def test_draws_of_neighbouring_seeds_and_slots_are_independent(axis):
     """Chi-square of the contingency table of neighbours, error rate 1e-4 for each axis."""
-    tokens = sample(torch.zeros(200, 200, 6), Draw.of(Sampling(), RANGE(200)), RANGE(200)[None])
+    tokens = draw_tokens(torch.zeros(200, 200, 6), Sampling(), RANGE(200), RANGE(200)[None])
     if axis == "seed":
         tokens = tokens.T
     pairs = (tokens[:, 0::2] * 6 + tokens[:, 1::2]).flatten().bincount(minlength=36)

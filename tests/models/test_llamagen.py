@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import zipar
-from zipar.models.llamagen import LlamaGen, LlamaGenConfig, Transformer, rotary_2d, rotate
+from zipar.models.llamagen import LlamaGen, LlamaGenConfig, RMSNorm, Transformer, rotary_2d, rotate_
 
 PROMPTS = ["a red fox in the snow", "apple"]
 
@@ -114,7 +114,11 @@ def test_rotations_turn_half_of_the_pairs_with_the_row_and_half_with_the_column(
     side, head_dim, base = 3, 8, 100.0
     rotary = rotary_2d(side, head_dim, base)
     x = torch.randn(1, side * side, 1, head_dim)
-    turned = rotate(x, rotary[None])
+    turned = x.clone()
+    rotate_(turned, rotary[None, :, None])
+    half = x.bfloat16()
+    rotate_(half, rotary[None, :, None])
+    torch.testing.assert_close(half.float(), turned, atol=0.05, rtol=0.02)
     for slot in range(side * side):
         for pair in range(head_dim // 2):
             position = slot // side if pair < 2 else slot % side
@@ -122,6 +126,18 @@ def test_rotations_turn_half_of_the_pairs_with_the_row_and_half_with_the_column(
             a, b = x[0, slot, 0, 2 * pair : 2 * pair + 2]
             wanted = torch.stack([a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()])
             torch.testing.assert_close(turned[0, slot, 0, 2 * pair : 2 * pair + 2], wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [0.0, 1e-6, 1.0, 1e3])
+def test_normalisation_is_that_of_pytorch(dtype, size):
+    norm = RMSNorm(24, 1e-5).to(dtype)
+    torch.nn.init.normal_(norm.weight)
+    x = (size * torch.randn(3, 2, 24)).to(dtype)
+    expected = torch.nn.functional.rms_norm(x, (24,), norm.weight, 1e-5)
+    assert norm(x).equal(expected)  # where gradients are wanted it is that
+    with torch.inference_mode():
+        torch.testing.assert_close(norm(x), expected, atol=1e-6, rtol=1e-6 if dtype == torch.float32 else 0.01)
 
 
 def test_example_prompts_suit_the_model(tiny_models):

@@ -13,7 +13,7 @@ import zipar
 from zipar import Raster, Sampling, ZipAR
 from zipar.decoding.attention import additive
 from zipar.decoding.engine import decode
-from zipar.decoding.sampling import Draw, sample
+from zipar.decoding.sampling import Draw, sample, slot_keys
 from zipar.models import auto
 from zipar.models.lumina_mgpt import Anole, LuminaMGPT
 
@@ -174,7 +174,8 @@ def brute_force(model, prefixes, grid, sampling, seed, window):
             queries = [list(fed).index(slot - 1) - len(fed) for slot in targets]
         conditional, unconditional = (logits(embeddings)[queries] for embeddings in prefixes)
         guided = unconditional + sampling.guidance_scale * (conditional - unconditional)
-        drawn = sample(guided[None], Draw.of(sampling, [seed]), torch.tensor([targets]))
+        draw = Draw.of(sampling, [seed])
+        drawn = sample(guided[None], draw, slot_keys(draw.seeds, torch.tensor([targets])))
         tokens.update(zip(targets, drawn[0].tolist(), strict=True))
         passes += 1
     return [tokens[slot] for slot in range(grid.slots)], passes

@@ -13,7 +13,7 @@ from zipar.decoding.attention import additive
 from zipar.decoding.cache import SlotCache
 from zipar.decoding.decodable import Decodable, Prefix
 from zipar.decoding.graphs import Graphs
-from zipar.decoding.sampling import Draw, Sampling, guide, sample
+from zipar.decoding.sampling import Draw, Sampling, guide, sample, slot_keys
 from zipar.decoding.strategy import Evaluated, Schedule, Step, Strategy
 from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
@@ -108,7 +108,11 @@ class Lane:
         self.born = torch.zeros_like(self.tokens)
         self.passes = torch.ones(rows, dtype=torch.int64, device=device)
         self.seeds = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.keys = torch.zeros_like(self.tokens)
+        """What the noise of each slot is made of."""
         self.temperature, self.noise, self.scale = (torch.ones(rows, 1, 1, device=device) for _ in range(3))
+        self._held = [self.tokens, self.born, self.passes, self.seeds, self.keys]
+        self._held += [self.temperature, self.noise, self.scale]
         # a row that never held an image sees zeros, lest a softmax over nothing leaves NaN in the cache
         self.written = torch.ones(rows * self.branches, entries, dtype=torch.bool, device=device)
         self.lengths = torch.zeros(rows * self.branches, dtype=torch.int64, device=device)
@@ -157,6 +161,7 @@ class Lane:
         draw = Draw.of(sampling, seeds, self.tokens.device)
         self.temperature[rows], self.noise[rows], self.seeds[rows] = draw.temperature, draw.noise, draw.seeds
         self.scale[rows] = sampling.guidance_scale
+        self.keys[rows] = slot_keys(draw.seeds, torch.arange(self.grid.slots + 1, device=self.keys.device)[None])
         self.written[theirs] = False
         self.written[theirs, prompt] = prefix.valid
         self.lengths[theirs] = prefix.valid.sum(1)
@@ -237,7 +242,7 @@ class Lane:
             logits = guide(logits, self.scale[rows])
         top_k, top_p = self.sampling.top_k, self.sampling.top_p
         draw = Draw(self.temperature[rows], self.noise[rows], self.seeds[rows], top_k, top_p)
-        self.tokens[rows].scatter_(1, targets, sample(logits, draw, targets))
+        self.tokens[rows].scatter_(1, targets, sample(logits, draw, self.keys[rows].gather(1, targets)))
         self.born[rows].scatter_(1, targets, self.passes[rows, None].expand_as(targets))
         return logits, draw
 
@@ -270,7 +275,7 @@ class Lane:
         )
         if row < last:
             self.schedule.move(last, row)
-            for held in (self.tokens, self.born, self.passes, self.seeds, self.temperature, self.noise, self.scale):
+            for held in self._held:
                 held[row] = held[last]
             theirs, from_last = (slice(each * self.branches, (each + 1) * self.branches) for each in (row, last))
             for held in (self.written, self.lengths):

@@ -86,18 +86,18 @@ def filter_logits(logits: Tensor, draw: Draw) -> Tensor:
     return logits
 
 
-def sample(logits: Tensor, draw: Draw, slots: Tensor) -> Tensor:
+def sample(logits: Tensor, draw: Draw, keys: Tensor) -> Tensor:
     """Draw a token for each slot.
 
     Args:
         logits: (images, queries, vocabulary), guidance already applied.
-        draw: temperature, filters and seeds of the images.
-        slots: int64 (images or 1, queries), the slots that the tokens are for.
+        draw: temperature and filters of the images.
+        keys: int64 (images, queries): ``slot_keys`` of the slots that the tokens are for.
 
     Returns:
         int64 (images, queries).
     """
-    noise = gumbel(draw.seeds, slots, logits.shape[-1])
+    noise = noise_of(keys, logits.shape[-1])
     return torch.addcmul(filter_logits(logits, draw), draw.noise, noise).argmax(-1)
 
 
@@ -135,13 +135,22 @@ def gumbel(seeds: Tensor, slots: Tensor, vocabulary: int) -> Tensor:
     A counter-based generator: a 64-bit key is hashed from (seed, slot), and two rounds of a 32-bit
     hash mix its halves with the token index. Integer arithmetic only, so it is the same on any device.
     """
-    key = _mix64(_mix64(seeds[:, None]) ^ slots)[..., None]
-    low, high = key.to(torch.int32), (key >> 32).to(torch.int32)
-    index = torch.arange(vocabulary, dtype=torch.int32, device=seeds.device)
-    bits = _mix32(_mix32(index ^ low) + high)
+    return noise_of(slot_keys(seeds, slots), vocabulary)
+
+
+def slot_keys(seeds: Tensor, slots: Tensor) -> Tensor:
+    """What ``gumbel`` makes the noise of seeds (images,) and slots (images or 1, queries) of: int64 of both's shape."""
+    return _mix64(_mix64(seeds[:, None]) ^ slots)
+
+
+def noise_of(keys: Tensor, vocabulary: int) -> Tensor:
+    """Standard Gumbel noise of ``slot_keys``, with an axis for the tokens of the vocabulary."""
+    low, high = keys.to(torch.int32)[..., None], (keys >> 32).to(torch.int32)[..., None]
+    bits = torch.arange(vocabulary, dtype=torch.int32, device=keys.device) ^ low
+    bits = _mix32_(_mix32_(bits).add_(high)).bitwise_and_(0x7FFFFFFF)
     # floats are finest near 0, where the largest noise comes from; rounding up to 1 is undone
-    uniform = (bits & 0x7FFFFFFF).float().add_(0.5).mul_(2.0**-31).clamp_(max=1 - 2.0**-24)
-    return uniform.neg_().log1p_().neg_().log_().neg_()
+    minus_uniform = bits.float().add_(0.5).mul_(-(2.0**-31)).clamp_(min=2.0**-24 - 1)
+    return minus_uniform.log1p_().neg_().log_().neg_()
 
 
 def _mix64(x: Tensor) -> Tensor:
@@ -152,8 +161,8 @@ def _mix64(x: Tensor) -> Tensor:
     return x ^ (x >> 31 & 0x1FFFFFFFF)
 
 
-def _mix32(x: Tensor) -> Tensor:
-    """A full-avalanche permutation of int32 (Wellons, "Hash function prospector", 2018), that wraps."""
-    x = (x ^ (x >> 16 & 0xFFFF)) * 0x7FEB352D
-    x = (x ^ (x >> 15 & 0x1FFFF)) * -0x7B935975
-    return x ^ (x >> 16 & 0xFFFF)
+def _mix32_(x: Tensor) -> Tensor:
+    """A full-avalanche permutation of int32 (Wellons, "Hash function prospector", 2018), that wraps; in place."""
+    x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF)).mul_(0x7FEB352D)
+    x.bitwise_xor_((x >> 15).bitwise_and_(0x1FFFF)).mul_(-0x7B935975)
+    return x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF))

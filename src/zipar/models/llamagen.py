@@ -245,7 +245,7 @@ class Transformer(nn.Module):
             raise ValueError("a LlamaGen config needs classes (class-conditional) or caption_dim (text)")
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
 
     def forward(self, hidden: Tensor, rotary: Tensor, mask: Tensor | None, cache: Any = None) -> Tensor:
@@ -258,6 +258,7 @@ class Transformer(nn.Module):
             cache: what the keys and values of each layer pass through (``cache.layers[i].update``);
                 None to attend to the given positions alone.
         """
+        rotary = rotary[:, :, None]  # the same for all heads
         for i, layer in enumerate(self.layers):
             hidden = layer(hidden, rotary, mask, None if cache is None else cache.layers[i])
         return self.norm(hidden)
@@ -266,7 +267,7 @@ class Transformer(nn.Module):
 class Block(nn.Module):
     def __init__(self, config: LlamaGenConfig) -> None:
         super().__init__()
-        norm = partial(nn.RMSNorm, config.dim, eps=config.norm_eps)
+        norm = partial(RMSNorm, config.dim, config.norm_eps)
         self.attention_norm = norm()
         self.attention = Attention(config)
         self.ffn_norm = norm()
@@ -275,6 +276,21 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rotary: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rotary, mask, cache)
         return x + self.feed_forward(self.ffn_norm(x))
+
+
+class RMSNorm(nn.RMSNorm):
+    """Divides by the root of the mean square; on CPUs, where no gradient is wanted, by half of PyTorch's operators."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__(dim, eps=eps)
+        self._floor = torch.tensor((dim * eps) ** 0.5, device="cpu")  # a number to ``hypot``, wherever the weights are
+        self._scale = dim**-0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda or torch.is_grad_enabled():
+            return super().forward(x)
+        length = torch.linalg.vector_norm(x, 2, -1, True, dtype=torch.float32)
+        return (x / length.hypot_(self._floor).mul_(self._scale)).mul_(self.weight).type_as(x)
 
 
 class Attention(nn.Module):
@@ -286,10 +302,9 @@ class Attention(nn.Module):
         self.wo = nn.Linear(config.dim, config.dim, bias=False)
 
     def forward(self, x: Tensor, rotary: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
-        qkv = self.wqkv(x).unflatten(-1, (-1, self.head_dim))
-        rotated, value = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
-        query, key = rotate(rotated, rotary).split([self.heads, self.kv_heads], dim=2)
-        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        heads = self.wqkv(x).unflatten(-1, (-1, self.head_dim))
+        rotate_(heads[:, :, : self.heads + self.kv_heads], rotary)
+        query, key, value = heads.transpose(1, 2).split([self.heads, self.kv_heads, self.kv_heads], dim=1)
         if cache is not None:
             key, value = cache.update(key, value)
         return self.wo(attend(query, key, value, mask).transpose(1, 2).flatten(2))
@@ -362,7 +377,13 @@ def prefix_rotary(config: LlamaGenConfig, length: int) -> Tensor:
     return torch.zeros(length, config.head_dim // 2, dtype=torch.complex64)
 
 
-def rotate(x: Tensor, rotary: Tensor) -> Tensor:
-    """Rotate the (interleaved) pairs of ``x`` (rows, queries, heads, head_dim); the product is float32."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotary[:, :, None]).flatten(-2).type_as(x)
+def rotate_(x: Tensor, rotary: Tensor) -> None:
+    """Rotate the (interleaved) pairs of ``x`` (rows, queries, heads, head_dim) in place; the product is float32.
+
+    ``rotary`` is complex (rows or 1, queries, 1, head_dim / 2).
+    """
+    pairs = x.unflatten(-1, (-1, 2))
+    if x.dtype == torch.float32:
+        torch.view_as_complex(pairs).mul_(rotary)
+    else:
+        pairs.copy_(torch.view_as_real(torch.view_as_complex(pairs.float()) * rotary))
