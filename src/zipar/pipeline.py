@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from zipar.checkpoints.tuned import tuned
+from zipar.decoding.decodable import Prefix
 from zipar.decoding.engine import Progress, decode
 from zipar.decoding.strategy import Strategy
 from zipar.decoding.zipar import ZipAR
@@ -59,10 +60,15 @@ class PipelineOutput:
 class Pipeline:
     """A model, ready to turn prompts into images."""
 
-    def __init__(self, model: VisualModel, strategy: Strategy | None = None) -> None:
-        """``strategy`` is that of calls that name none; None for ``ZipAR()``."""
+    def __init__(self, model: VisualModel, strategy: Strategy | None = None, cuda_graphs: bool = True) -> None:
+        """
+        Args:
+            strategy: that of calls that name none; None for ``ZipAR()``.
+            cuda_graphs: replay passes as CUDA graphs, where the model bears it.
+        """
         self.model = model
         self.strategy = strategy or ZipAR()
+        self.cuda_graphs = cuda_graphs
 
     @torch.inference_mode()
     def __call__(
@@ -79,6 +85,7 @@ class Pipeline:
         num_images_per_prompt: int = 1,
         height: int | None = None,
         width: int | None = None,
+        deterministic: bool = False,
         callback: Callable[[Progress], None] | None = None,
     ) -> PipelineOutput:
         """Make images.
@@ -91,6 +98,8 @@ class Pipeline:
             negative_prompt: what to steer away from, one for all or one a prompt.
             num_images_per_prompt: images of each prompt.
             height, width: in pixels; None for the model's own.
+            deterministic: compute with shapes that do not depend on the batch, which takes longer: then the image of a
+                seed is the same in any batch in half precision too, on the same machine and with the same libraries.
             callback: told of each forward pass.
 
         Raises:
@@ -128,17 +137,26 @@ class Pipeline:
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(self.model.device)
         started = time.perf_counter()
-        prefix = self.model.prefix(
-            _repeat(prompts, num_images_per_prompt),
-            None if negatives is None else _repeat(negatives, num_images_per_prompt),
-            sampling.guided,
-            grid,
-        )
+        prompts = _repeat(prompts, num_images_per_prompt)
+        negatives = None if negatives is None else _repeat(negatives, num_images_per_prompt)
+        if deterministic:
+            alone = [
+                self.model.prefix(prompts[i : i + 1], negatives and negatives[i : i + 1], sampling.guided, grid)
+                for i in range(images)
+            ]
+            prefix = Prefix.joined(alone)
+        else:
+            prefix = self.model.prefix(prompts, negatives, sampling.guided, grid)
         encoding = time.perf_counter() - started
-        decoded = decode(self.model, prefix, grid, strategy or self.strategy, sampling, seeds, callback)
+        decoded = decode(
+            *(self.model, prefix, grid, strategy or self.strategy, sampling, seeds, callback),
+            deterministic=deterministic,
+            cuda_graphs=self.cuda_graphs and self.model.capturable(),
+        )
         codes = self.model.codes(grid.pick(decoded.tokens))
         started = time.perf_counter()
-        pixels = self.model.pixels(codes).cpu().numpy()
+        parts = codes.split(1) if deterministic else [codes]
+        pixels = np.concatenate([self.model.pixels(part).cpu().numpy() for part in parts])
         seconds = time.perf_counter() - started
         memory = (
             torch.cuda.max_memory_allocated(self.model.device)
@@ -168,18 +186,20 @@ def pipeline(
     *,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
+    cuda_graphs: bool = True,
 ) -> Pipeline:
     """A pipeline of a checkpoint directory, an embedded model ("emoji"), a hub id or a loaded model.
 
-    Its strategy is what ``zipar tune`` chose for the checkpoint, else ``ZipAR()``.
+    Its strategy is what ``zipar tune`` chose for the checkpoint, else ``ZipAR()``. On a GPU passes are replayed as CUDA
+    graphs, unless hooks, a device map or tensor parallelism stand in the way, or ``cuda_graphs`` is False.
 
     Raises:
         ZipARError: no such checkpoint, a damaged one, or one of an unsupported family.
     """
     if isinstance(model, VisualModel):
-        return Pipeline(model)
+        return Pipeline(model, cuda_graphs=cuda_graphs)
     directory = auto.find(model)
-    return Pipeline(auto.load(directory, dtype, device), tuned(directory))
+    return Pipeline(auto.load(directory, dtype, device), tuned(directory), cuda_graphs)
 
 
 def _repeat(items: Sequence[str], times: int) -> list[str]:

@@ -24,7 +24,8 @@ FILE = Path(__file__).parents[1] / "data" / "decoding.json"
 STRATEGIES = [
     *(Raster(), ZipAR(1), ZipAR(2), ZipAR(3, first_row="wave"), ZipAR(1, 2), ZipAR(2, 3), ZipAR(2, 9, "wave")),
     *(AdaptiveZipAR(1), AdaptiveZipAR(2, "wave"), AdaptiveZipAR(3)),
-    *(CoupledJacobi(1), CoupledJacobi(5), CoupledJacobi(40), CoupledJacobi(4, window=2), CoupledJacobi(9, window=1)),
+    *(CoupledJacobi(1, None, 999), CoupledJacobi(5, None, 999), CoupledJacobi(40, None, 999)),
+    *(CoupledJacobi(4, 2, 999), CoupledJacobi(9, 1, 999)),
 ]
 GRIDS = [
     *(TokenGrid(4, 4), TokenGrid(3, 7), TokenGrid(6, 3), TokenGrid(1, 9), TokenGrid(7, 1), TokenGrid(1, 1)),

@@ -1,8 +1,10 @@
 """What the engine asks of a model (see ``zipar.models.base.VisualModel``), and what it is given of a prompt."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from zipar.decoding.attention import additive
@@ -20,6 +22,21 @@ class Prefix(NamedTuple):
     def paired(self) -> "Prefix":
         """With guidance: each image's conditional and unconditional row side by side, as the engine has them."""
         return Prefix(*(part.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1) for part in self))
+
+    def of(self, image: int, images: int) -> "Prefix":
+        """That of one of ``images``, cut to its own length."""
+        valid = self.valid[image::images]
+        length = int(valid.sum(1).max())
+        return Prefix(self.embeddings[image::images, -length:], valid[:, -length:])
+
+    @classmethod
+    def joined(cls, alone: Sequence["Prefix"]) -> "Prefix":
+        """The inverse of ``of``: from those of single images."""
+        length = max(part.valid.shape[1] for part in alone)
+        padding = [length - part.valid.shape[1] for part in alone]
+        embeddings = [F.pad(part.embeddings, (0, 0, more, 0)) for part, more in zip(alone, padding, strict=True)]
+        valid = [F.pad(part.valid, (more, 0)) for part, more in zip(alone, padding, strict=True)]
+        return cls(*(torch.stack(parts).transpose(0, 1).flatten(0, 1) for parts in (embeddings, valid)))
 
     def mask(self) -> Tensor:
         """The additive mask (rows, 1, length, length) of a prefill: causal, without the padding."""

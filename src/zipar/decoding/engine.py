@@ -1,4 +1,4 @@
-"""Decoding a batch: a lane that is filled once."""
+"""Decoding a batch: a lane that is filled once or, where shapes must not depend on the batch, as its rows get free."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +12,11 @@ from zipar.decoding.decodable import Decodable, Prefix
 from zipar.decoding.lane import Finished, Lane
 from zipar.decoding.sampling import Sampling
 from zipar.decoding.strategy import Strategy
+from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
+
+ROWS, PREFIX = 8, 64
+"""Of a deterministic lane: its rows, and what its prefixes' lengths are rounded up to a multiple of."""
 
 
 class Progress(NamedTuple):
@@ -49,6 +53,8 @@ def decode(
     sampling: Sampling,
     seeds: Sequence[int],
     callback: Callable[[Progress], None] | None = None,
+    *,
+    deterministic: bool = False,
     cuda_graphs: bool = False,
 ) -> Decoded:
     """Decode one grid an image.
@@ -61,36 +67,59 @@ def decode(
         sampling: how tokens are drawn.
         seeds: one an image; a seed, a slot and logits make a token.
         callback: called after each pass.
+        deterministic: tensors have one shape, whatever the batch, so that no image depends on it through rounding:
+            images are prefilled one by one, and decoded in ``ROWS`` rows, busy or not.
         cuda_graphs: replay passes as CUDA graphs, which only a model that is on one GPU alone bears.
+
+    Raises:
+        ZipARError: the prefix does not fit the seeds.
     """
-    device, dtype = prefix.embeddings.device, prefix.embeddings.dtype
-    started = _clock(device)
-    lane = Lane(
-        *(model, grid, strategy, sampling, len(seeds), prefix.valid.shape[1]),
-        device=device,
-        dtype=dtype,
-        cuda_graphs=cuda_graphs,
-    )
-    lane.admit(prefix, sampling, seeds)
-    prefilled = _clock(device)
-    finished: list[Finished] = lane.retire()
-    passes, expected = 1, strategy.passes(grid)
-    while lane.busy:
-        width = lane.step()
-        passes += 1
-        if callback is not None:
-            callback(Progress(passes, max(expected, passes), width))
-        finished += lane.retire()
-    finished.sort()  # by their tickets, in the order of the seeds
-    done = _clock(device)
+    device, dtype, count = prefix.embeddings.device, prefix.embeddings.dtype, len(seeds)
+    if len(prefix.valid) != count * (2 if sampling.guided else 1):
+        raise ZipARError(
+            f"{len(prefix.valid)} prefix rows do not fit {count} seeds with guidance {sampling.guidance_scale}"
+        )
+    started, prefilling = _clock(device), 0.0
+    arrivals = {prefix.valid.shape[1]: [(range(count), prefix)]}
+    if deterministic:
+        arrivals = {}
+        for image in range(count):
+            alone = prefix.of(image, count)
+            length = -(-alone.valid.shape[1] // PREFIX) * PREFIX
+            arrivals.setdefault(length, []).append((range(image, image + 1), alone))
+    passes, expected, evaluated = 1, strategy.passes(grid), 0
+    finished: dict[int, Finished] = {}
+    for length, waiting in arrivals.items():
+        lane = Lane(
+            *(model, grid, strategy, sampling, ROWS if deterministic else count, length),
+            device=device,
+            dtype=dtype,
+            deterministic=deterministic,
+            cuda_graphs=cuda_graphs,
+        )
+        images = [image for part, _ in waiting for image in part]  # by ticket
+        while waiting or lane.busy:
+            while waiting and lane.busy + len(waiting[0][0]) <= lane.rows:
+                part, theirs = waiting.pop(0)
+                arriving = _clock(device)
+                lane.admit(theirs, sampling, [seeds[image] for image in part])
+                prefilling += _clock(device) - arriving
+            finished |= {images[image.ticket]: image for image in lane.retire()}
+            if lane.busy:
+                width = lane.step()
+                passes += 1
+                if callback is not None:
+                    callback(Progress(passes, max(expected, passes), width))
+        evaluated += lane.evaluated
+    done = [finished[image] for image in range(count)]
     return Decoded(
-        torch.stack([image.tokens for image in finished]),
-        torch.stack([image.born for image in finished]),
-        max(image.forward_passes for image in finished),
-        lane.evaluated,
-        sum(image.rejections for image in finished),
-        prefilled - started,
-        done - prefilled,
+        torch.stack([image.tokens for image in done]),
+        torch.stack([image.born for image in done]),
+        max(image.forward_passes for image in done),
+        evaluated,
+        sum(image.rejections for image in done),
+        prefilling,
+        _clock(device) - started - prefilling,
     )
 
 

@@ -16,6 +16,9 @@ from zipar.decoding.strategy import Evaluated, Schedule, Step, Strategy
 from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
 
+BUDGETS = (64, 4096)
+"""Tokens that all images together draft in a pass, on a CPU and on a GPU: docs/performance.md says why."""
+
 
 @dataclass(frozen=True)
 class CoupledJacobi(Strategy):
@@ -24,16 +27,22 @@ class CoupledJacobi(Strategy):
     Drafts reach ``lookahead`` tokens beyond the settled ones: along the raster or, with a ``window``, in the wave of
     ZipAR, each row drafted ``window`` tokens less far than the row above it. A pass settles at least one token, so
     no image takes more passes than raster decoding, and most take a fraction.
+
+    Many images together draft less far, for what they evaluate in a pass is then what it costs: drafts of all images
+    stay within a ``budget`` of tokens, None for what suits the device. No image changes by it.
     """
 
     lookahead: int = 16
     window: int | None = None
+    budget: int | None = None
 
     def __post_init__(self) -> None:
         if self.lookahead < 1:
             raise ZipARError(f"lookahead {self.lookahead} is not possible: a pass evaluates at least 1 token")
         if self.window is not None and self.window < 1:
             raise ZipARError(f"window {self.window} is not possible: use at least 1, or None to draft along the raster")
+        if self.budget is not None and self.budget < 1:
+            raise ZipARError(f"budget {self.budget} is not possible: a pass evaluates at least 1 token")
 
     def schedule(self, grid: TokenGrid, rows: int, device: torch.device) -> Schedule:
         return Ahead(self, grid, rows, device)
@@ -51,14 +60,29 @@ class Ahead(Schedule):
     """Slots that hold a token, if only a draft, bool (images, slots + 1)."""
 
     def __init__(self, strategy: CoupledJacobi, grid: TokenGrid, rows: int, device: torch.device) -> None:
-        self.strategy, self.places = strategy, Places.of(grid, device)
-        everywhere = self.places.slot[: self.places.last + 1, None]
-        super().__init__(max(int(self._ahead(part).sum(1).max()) for part in everywhere.split(512)), rows, device)
+        self.lookahead, self.window, self.places = strategy.lookahead, strategy.window, Places.of(grid, device)
+        self.budget = strategy.budget or BUDGETS[device.type == "cuda"]
+        self._widths: dict[int, int] = {}
+        super().__init__(self._width(), rows, device)
         self._keep(
             rows,
             settled=torch.zeros(1, dtype=torch.int64, device=device),
             drafted=~self.places.free | (self.places.slot == 0),
         )
+
+    def first(self, rows: int) -> "Ahead":
+        part = super().first(rows)
+        assert isinstance(part, Ahead)
+        part.lookahead = min(self.lookahead, max(1, self.budget // rows))
+        part.width = part._width()
+        return part
+
+    def _width(self) -> int:
+        """The most slots that drafts reach, wherever the settled ones end."""
+        if self.lookahead not in self._widths:
+            ends = self.places.slot[: self.places.last + 1, None].split(512)
+            self._widths[self.lookahead] = max(1, *(int(self._ahead(part).sum(1).max()) for part in ends))
+        return self._widths[self.lookahead]
 
     def plan(self, tokens: Tensor) -> Step:
         places, nowhere = self.places, len(self.places.slot) - 1
@@ -82,7 +106,7 @@ class Ahead(Schedule):
 
     def _ahead(self, settled: Tensor) -> Tensor:
         """The slots that drafts reach when all up to ``settled`` (n, 1) are, bool (n, slots + 1)."""
-        places, lookahead, window = self.places, self.strategy.lookahead, self.strategy.window
+        places, lookahead, window = self.places, self.lookahead, self.window
         unsettled = (places.slot > settled) & (places.slot <= places.last)
         if window is None:
             return unsettled & (places.rank <= places.rank[settled] + lookahead)

@@ -177,18 +177,8 @@ class Lane:
     @torch.inference_mode()
     def step(self) -> int:
         """One forward pass of all images; returns the queries that it evaluated for each."""
-        rows, slots = self.rows if self._deterministic else self.busy, self.grid.slots
-        numbers = {image.passes for image in self._images}
-        known = [bounds for number in numbers if (bounds := self.schedule.bounds(number)) is not None]
-        bounds = None
-        if known:
-            bounds = max(1, *(width for width, _ in known)), max(1, *(extent for _, extent in known))
-        if not self._trims:  # few shapes, if not one
-            extent = slots if self._deterministic or bounds is None else bounds[1]
-            bounds = self.schedule.width, min(-(-extent // EXTENT) * EXTENT, slots)
-            rows = min(1 << (rows - 1).bit_length(), self.rows)
-        if rows not in self._parts:
-            self._parts[rows] = self.schedule.first(rows)
+        rows, bounds = self._shape()
+        self._first(rows)  # lest a compiled pass makes it
         width = self._run(rows, bounds)
         self.evaluated += width
         for image in self._images:
@@ -198,6 +188,26 @@ class Lane:
             flags = torch.empty(done.shape, dtype=torch.bool, pin_memory=True).copy_(done, non_blocking=True)
             self._flags.append((list(self._images), flags, torch.cuda.current_stream().record_event()))
         return width
+
+    def _shape(self) -> tuple[int, tuple[int, int] | None]:
+        """Rows of the coming pass, and its bounds, None where they depend on the images."""
+        slots = self.grid.slots
+        if self._deterministic:
+            return self.rows, (self._first(self.rows).width, slots)
+        known = [self.schedule.bounds(number) for number in {image.passes for image in self._images}]
+        sure = [bounds for bounds in known if bounds is not None]
+        bounds = (max(1, *(width for width, _ in sure)), max(1, *(extent for _, extent in sure))) if sure else None
+        if self._trims:
+            return self.busy, bounds
+        rows = min(1 << (self.busy - 1).bit_length(), self.rows)
+        extent = slots if bounds is None else min(-(-bounds[1] // EXTENT) * EXTENT, slots)
+        return rows, (self._first(rows).width, extent)
+
+    def _first(self, rows: int) -> Schedule:
+        """The schedule of the first rows."""
+        if rows not in self._parts:
+            self._parts[rows] = self.schedule.first(rows)
+        return self._parts[rows]
 
     def forward(self, rows: int, bounds: tuple[int, int] | None) -> int:
         """A whole pass of the first ``rows``; nothing is read back, and nothing has a shape that depends on data.
@@ -210,7 +220,7 @@ class Lane:
         Returns:
             The queries of each row.
         """
-        schedule, tokens, passes = self._parts[rows], self.tokens[:rows], self.passes[:rows]
+        schedule, tokens, passes = self._first(rows), self.tokens[:rows], self.passes[:rows]
         step = schedule.plan(tokens)
         if bounds is None:
             used = step.queries < self.grid.slots - 1

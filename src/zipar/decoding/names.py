@@ -98,4 +98,4 @@ def _fields(kind: str) -> dict[str, str]:
 
 
 def _numbers(kind: str) -> list[str]:
-    return [each for each in _fields(kind) if each != "first_row"]
+    return [each for each in _fields(kind) if each not in ("first_row", "budget")]

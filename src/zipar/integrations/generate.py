@@ -94,7 +94,8 @@ def generate(
     visual = family.visual(model, call)
     with torch.inference_mode():
         prefix, grid = family.read(visual, call)
-    tokens = decode(visual, prefix, grid, strategy or ZipAR(), sampling, seeds).tokens
+    graphs = not generation_config.disable_compile and visual.capturable()
+    tokens = decode(visual, prefix, grid, strategy or ZipAR(), sampling, seeds, cuda_graphs=graphs).tokens
     # cloned: autograd refuses tensors made in inference mode, and the caller may not be in it
     sequences = family.write(visual, call, tokens.clone()).to(input_ids)
     if generation_config.return_dict_in_generate:

@@ -13,6 +13,7 @@ from zipar.decoding.cache import SlotCache
 from zipar.decoding.decodable import Prefix
 from zipar.decoding.sampling import Sampling
 from zipar.grid import TokenGrid
+from zipar.models.packing import is_bare
 from zipar.prompts import PromptVocabulary
 
 
@@ -78,6 +79,19 @@ class VisualModel(ABC, nn.Module):
     @abstractmethod
     def stepped(self) -> list[nn.Module]:
         """The modules that every forward pass runs through."""
+
+    def capturable(self) -> bool:
+        """Whether passes may be replayed as CUDA graphs: one GPU holds all that runs, and nothing is wrapped around it.
+
+        What a hook does on the processor would be done once and then no more.
+        """
+        parts = [part for module in self.stepped() for part in module.modules()]
+        held = [weight for part in parts for weight in part.parameters(recurse=False)]
+        return (
+            self.device.type == "cuda"
+            and all(map(is_bare, parts))
+            and all(weight.device == self.device for weight in held)
+        )
 
     @abstractmethod
     def pixels(self, tokens: Tensor) -> Tensor:
