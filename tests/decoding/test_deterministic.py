@@ -7,7 +7,8 @@ import torch
 
 import zipar
 from zipar import AdaptiveZipAR, CoupledJacobi, Raster, ZipAR
-from zipar.decoding.engine import PREFIX, ROWS
+from zipar.decoding.decodable import Prefix
+from zipar.decoding.engine import PREFIX, ROWS, decode
 from zipar.decoding.lane import Lane
 from zipar.models import auto
 
@@ -16,7 +17,7 @@ IMAGES = 32
 SETTINGS = {"guidance_scale": 2.5, "temperature": 0.8, "top_k": 20}
 
 
-@pytest.fixture(scope="module", params=["llamagen", "janus", "emu3", "lumina_mgpt"])
+@pytest.fixture(scope="module", params=["llamagen", "janus", "emu3"])
 def pipe(request, tiny_models, checkpoints):
     if request.param == "llamagen":
         model = copy.deepcopy(tiny_models.by_text)
@@ -28,16 +29,13 @@ def pipe(request, tiny_models, checkpoints):
 
 
 def size_of(model):
-    return {"emu3": (8, 12), "lumina_mgpt": (64, 96)}.get(model.family, model.image_size)
+    return {"emu3": (8, 12)}.get(model.family, model.image_size)
 
 
 def paint(pipe, first, count, strategy):
     prompts = [TEXTS[i % len(TEXTS)] for i in range(first, first + count)]
     model = pipe.model
     grid = model.grid(*size_of(model))
-    from zipar.decoding.decodable import Prefix
-    from zipar.decoding.engine import decode
-
     with torch.inference_mode():
         alone = [model.prefix([prompt], None, True, grid) for prompt in prompts]
     sampling = zipar.Sampling(**SETTINGS)
@@ -46,7 +44,9 @@ def paint(pipe, first, count, strategy):
 
 
 @pytest.mark.parametrize(
-    "strategy", [Raster(), ZipAR(2), ZipAR(2, 3), AdaptiveZipAR(1), CoupledJacobi(6)], ids=lambda strategy: str(strategy)
+    "strategy",
+    [Raster(), ZipAR(2), ZipAR(2, 3), AdaptiveZipAR(1), CoupledJacobi(6)],
+    ids=lambda strategy: str(strategy),
 )
 def test_every_image_is_the_same_in_any_batch_and_with_random_arrivals(pipe, strategy):
     if pipe.model.family != "llamagen" and strategy != ZipAR(2, 3):
@@ -91,8 +91,6 @@ def arriving(model, strategy):
 def test_a_pipeline_call_gives_the_same_pixels_in_any_batch(pipe):
     settings = {**SETTINGS, "strategy": ZipAR(2), "deterministic": True}
     height, width = size_of(pipe.model)
-    if pipe.model.family == "lumina_mgpt":
-        pytest.skip("prompts of this model are read by size")
     together = pipe(TEXTS, seed=5, height=height, width=width, **settings)
     for i, text in enumerate(TEXTS):
         alone = pipe(text, seed=5 + i, height=height, width=width, **settings)

@@ -171,8 +171,15 @@ def test_a_pass_reads_nothing_back(models, kind, strategy, guided):
     assert passes > 0
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
-@pytest.mark.parametrize("kind", ALL_KINDS)
+KINDS_OF_SCHEDULE = [Raster(), ZipAR(2, 3), AdaptiveZipAR(1), CoupledJacobi(6)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "strategy"),
+    [("by_text", strategy) for strategy in STRATEGIES]
+    + [(kind, strategy) for kind in ("by_class", *FAMILIES) for strategy in KINDS_OF_SCHEDULE],
+    ids=str,
+)
 def test_a_pass_is_traced_whole_and_once_a_shape(models, kind, strategy):
     """Images of a lane whose passes are compiled, with rows that come and go in between, are those of ``decode``."""
     model = models(kind)

