@@ -34,8 +34,8 @@ def test_anything_goes(tune, zipar, directory, plain):
     assert record["strategy"] + " is the default of" in plain(out)
     for name in tried:
         assert name in out
-    passes = tried[record["strategy"]]["forward_passes"]
-    assert passes <= 1.02 * min(row["forward_passes"] for row in tried.values())
+    seconds = tried[record["strategy"]]["seconds"]
+    assert seconds == min(row["seconds"] for name, row in tried.items() if name != "raster")
 
     # picked up by pipelines and commands, until another strategy is named
     pipe = library.pipeline(directory)
@@ -57,7 +57,7 @@ def test_nothing_goes(tune, directory):
     record = choice(directory)
     best = names.parse(record["strategy"])
     gaps = {row["strategy"]: row["gap"]["value"] for row in record["tried"] if "gap" in row}
-    assert len(gaps) < 8
+    assert len(gaps) < 10
     if best == Raster():
         assert min(gaps.values()) > 0
     else:

@@ -58,8 +58,8 @@ def test_grouped_attention_over_slots_equals_eager_attention_over_the_sequence(m
         sequence = torch.cat([prompt, model.embed(tokens[row])])[None]
         hidden = network(inputs_embeds=sequence, use_cache=False).last_hidden_state
         expected = model.logits(hidden[:, len(prompt) - 1 :])[0]
-        torch.testing.assert_close(first[row, 0], expected[0])
-        torch.testing.assert_close(found[row], expected[1:][order])
+        torch.testing.assert_close(first[row, 0], expected[0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found[row], expected[1:][order], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("strategy", [Raster(), ZipAR(2)], ids=["raster", "window 2"])

@@ -1,4 +1,4 @@
-"""Finds the setting of the fewest passes whose images stay as likely as raster's."""
+"""Finds the fastest setting whose images stay as likely as raster's."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,8 +8,6 @@ from zipar.decoding.zipar import ZipAR
 
 TOLERANCE = 0.02
 """Nats a token; docs/quality.md tells what such a gap does to images."""
-AS_FEW = 1.02
-"""How many times the passes count as no more: fewer drafts, which cost too, are then better."""
 
 
 class Figures(NamedTuple):
@@ -17,38 +15,38 @@ class Figures(NamedTuple):
 
     gap: float
     """Fidelity gap to raster, nats a token."""
-    passes: float
+    seconds: float
+    """An image, at the batch that is tuned for."""
 
 
 def search(measure: Callable[[ZipAR], Figures], columns: int, lookahead: int, tolerance: float) -> ZipAR | None:
-    """The setting of the fewest passes whose gap is within ``tolerance``; None if only raster order's is.
+    """The setting of the fewest seconds whose gap is within ``tolerance``; None if only raster order's is.
 
-    Few of all pairs are measured: wider windows are taken to lose no more than narrower ones, and more drafts no more
-    than fewer. So the narrowest window is found by bisection, with the most drafts; then row 1 is tried in the wave,
-    and drafts are halved as long as that takes no more passes.
+    Drafts let rows follow closer, and each costs time, the more the more images are decoded together. So the lookahead
+    is halved from the most on, and for each the narrowest window that is good enough is found by bisection, and tried
+    with row 1 in the wave too: wider windows are taken to lose no more than narrower ones, and more drafts no more than
+    fewer.
 
     Args:
         measure: makes images with a setting.
         columns: of the grid: a window as wide gives raster's tokens.
         lookahead: the most drafts to try.
     """
-    narrowest, best = 1, ZipAR(columns, lookahead)
-    while narrowest < best.window:
-        candidate = replace(best, window=(narrowest + best.window) // 2)
-        if measure(candidate).gap <= tolerance:
-            best = candidate
-        else:
-            narrowest = candidate.window + 1
-    if best.window == columns:
-        return None
-    wave = replace(best, first_row="wave")
-    if measure(wave).gap <= tolerance:
-        best = wave
-    fewest = measure(best).passes
-    while best.lookahead > 1:
-        candidate = replace(best, lookahead=best.lookahead // 2)
-        gap, passes = measure(candidate)
-        if gap > tolerance or passes > AS_FEW * fewest:
-            break
-        best = candidate
-    return best
+    good: list[tuple[float, ZipAR]] = []
+    narrowest = 1
+    while lookahead >= 1 and narrowest < columns:
+        enough = columns
+        while narrowest < enough:
+            middle = (narrowest + enough) // 2
+            if measure(ZipAR(middle, lookahead)).gap <= tolerance:
+                enough = middle
+            else:
+                narrowest = middle + 1
+        if narrowest < columns:
+            candidate = ZipAR(narrowest, lookahead)
+            for setting in candidate, replace(candidate, first_row="wave"):
+                gap, seconds = measure(setting)
+                if gap <= tolerance:
+                    good.append((seconds, setting))
+        lookahead //= 2
+    return min(good, key=lambda found: found[0])[1] if good else None
