@@ -91,7 +91,7 @@ class Tentative(Wave):
         """Which of the ``targets`` are first of their grid row: queries, slots and rows, int64 (images, n) each."""
         width, nowhere = targets.shape[1], self.grid.slots
         first = (targets < nowhere) & (self.places.column[targets] == 0)
-        query = torch.arange(width, device=targets.device).where(first, width)
+        query = self.places.slot[:width].where(first, width)
         query = query.topk(min(self.most, width), largest=False).values
         absent = query == width
         query = query.clamp(max=width - 1)

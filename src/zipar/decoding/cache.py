@@ -15,6 +15,7 @@ class SlotCache:
     def __init__(self, layers: int, rows: int, prefix: int, slots: int) -> None:
         self.rows, self.prefix, self.entries = rows, prefix, prefix + slots
         self.layers = [SlotCacheLayer(self) for _ in range(layers)]
+        self._bases: dict[tuple[int, torch.device], Tensor] = {}
 
     def place(self, rows: slice, index: Tensor, keys: slice) -> None:
         """Say where the coming pass writes and reads.
@@ -30,13 +31,13 @@ class SlotCache:
 
     def flat(self, heads: int, device: torch.device) -> Tensor:
         """Where the pass writes in (rows * heads * entries, dim): int64 (rows, queries, heads), made once a pass."""
-        found = self._flat.get((heads, device))
-        if found is None:
-            row = torch.arange(self.part.start, self.part.stop, device=self._index.device)[:, None, None]
-            head = torch.arange(heads, device=self._index.device)
-            found = ((row * heads + head) * self.entries + self._index[..., None]).to(device)
-            self._flat[heads, device] = found
-        return found
+        key = heads, device
+        if key not in self._bases:
+            first = torch.arange(self.rows * heads, device=device) * self.entries
+            self._bases[key] = first.view(self.rows, 1, heads)
+        if key not in self._flat:
+            self._flat[key] = self._bases[key][self.part] + self._index.to(device)[..., None]
+        return self._flat[key]
 
     def move(self, source: slice, target: slice) -> None:
         """Copy rows over others."""

@@ -13,8 +13,8 @@ class Graphs:
     it is, which warms up the libraries beneath; the second captures it.
     """
 
-    def __init__(self, function: Callable[..., int]) -> None:
-        self._function = function
+    def __init__(self, function: Callable[..., int], device: torch.device) -> None:
+        self._function, self._device = function, device
         self._results: dict[Any, int] = {}
         self._graphs: dict[Any, torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
@@ -25,7 +25,7 @@ class Graphs:
             return self._results[arguments]
         if arguments not in self._graphs:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=self._pool):
                 self._function(*arguments)
             self._graphs[arguments] = graph
         self._graphs[arguments].replay()

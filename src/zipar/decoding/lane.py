@@ -94,7 +94,7 @@ class Lane:
         """Queries of each row over all passes."""
         self._deterministic = deterministic
         self._trims = device.type == "cpu" and not deterministic
-        self._run = Graphs(self.forward) if cuda_graphs else self.forward
+        self._run = Graphs(self.forward, device) if cuda_graphs else self.forward
         self._images: list[_Image] = []
         self._tickets = 0
         self._flags: deque[tuple[list[_Image], Tensor, torch.cuda.Event]] = deque()
@@ -186,7 +186,7 @@ class Lane:
         if self.tokens.is_cuda:
             done = self.schedule.done[: self.busy]
             flags = torch.empty(done.shape, dtype=torch.bool, pin_memory=True).copy_(done, non_blocking=True)
-            self._flags.append((list(self._images), flags, torch.cuda.current_stream().record_event()))
+            self._flags.append((list(self._images), flags, torch.cuda.current_stream(done.device).record_event()))
         return width
 
     def _shape(self) -> tuple[int, tuple[int, int] | None]:

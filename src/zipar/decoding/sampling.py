@@ -7,6 +7,7 @@ on the batch, the order of decoding or the device it is made in.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -146,11 +147,16 @@ def slot_keys(seeds: Tensor, slots: Tensor) -> Tensor:
 def noise_of(keys: Tensor, vocabulary: int) -> Tensor:
     """Standard Gumbel noise of ``slot_keys``, with an axis for the tokens of the vocabulary."""
     low, high = keys.to(torch.int32)[..., None], (keys >> 32).to(torch.int32)[..., None]
-    bits = torch.arange(vocabulary, dtype=torch.int32, device=keys.device) ^ low
+    bits = _numbers(vocabulary, keys.device) ^ low
     bits = _mix32_(_mix32_(bits).add_(high)).bitwise_and_(0x7FFFFFFF)
     # floats are finest near 0, where the largest noise comes from; rounding up to 1 is undone
     minus_uniform = bits.float().add_(0.5).mul_(-(2.0**-31)).clamp_(min=2.0**-24 - 1)
     return minus_uniform.log1p_().neg_().log_().neg_()
+
+
+@lru_cache(maxsize=16)
+def _numbers(count: int, device: torch.device) -> Tensor:
+    return torch.arange(count, dtype=torch.int32, device=device)
 
 
 def _mix64(x: Tensor) -> Tensor:

@@ -31,7 +31,8 @@ class Wave(Schedule):
         behind = grid.row_stride - grid.columns + len(grid.frame_end)
         width = min(started * min(reach, grid.columns) + 1 + behind, grid.slots)
         super().__init__(width, rows, device)
-        number = torch.arange(grid.frames * grid.rows, device=device)
+        self.number = number = torch.arange(grid.frames * grid.rows, device=device)
+        self.column = torch.arange(grid.columns, device=device)
         self.places = Places.of(grid, device)
         self.slots = grid.free().flatten(0, 1).to(device)
         """Slots (grid rows, columns)."""
@@ -55,9 +56,8 @@ class Wave(Schedule):
     def wanted(self, reach: int) -> Tensor:
         """The next ``reach`` tokens of every grid row that has started, bool (images, grid rows, columns)."""
         started = (self._above() >= self.needed)[..., None]
-        column = torch.arange(self.grid.columns, device=started.device)
         settled = self.settled[..., None]
-        return started & (settled <= column) & (column < settled + reach)
+        return started & (settled <= self.column) & (self.column < settled + reach)
 
     def step(self, wanted: Tensor) -> Step:
         """The pass that evaluates ``wanted`` tokens; where a row is complete, its end is fed once more."""
@@ -100,8 +100,7 @@ class Wave(Schedule):
         early = (targets < self.grid.slots) & (self.places.column[targets] == 0)
         row = row.where(early, 0)
         early &= self._above().gather(1, row) < self.grid.columns
-        rows = torch.arange(len(self.slots), device=queries.device)
-        complete = rows.where(self.settled == self.grid.columns, -1).cummax(1).values
+        complete = self.number.where(self.settled == self.grid.columns, -1).cummax(1).values
         nearest = complete.gather(1, (row - 2).clamp(min=0)).where(row >= 2, -1)
         above = (row - 1).clamp(min=0)
         newest = self.slots[above, (self.settled.gather(1, above) - 1).clamp(min=0)]
