@@ -160,13 +160,14 @@ def cost_of_a_pass(pipe: zipar.Pipeline, widths: list[int], repeats: int = 12) -
 
     model = pipe.model
     slots, prefix = LLAMAGEN_B.grid_side**2, 1
-    cache = SlotCache(model.layers, prefix, slots, model.device)
+    cache = SlotCache(model.layers, 2, prefix, slots)
     rows = []
     with torch.inference_mode():
         for width in widths:
-            queries = torch.arange(slots // 2, slots // 2 + width)[None]
-            cache.place(queries, slots // 2 + width)
-            mask = torch.zeros(2, 1, width, prefix + slots // 2 + width)
+            queries = torch.arange(slots // 2, slots // 2 + width).expand(2, -1)
+            extent = prefix + slots // 2 + width
+            cache.place(slice(2), prefix + queries, slice(extent))
+            mask = torch.zeros(2, 1, width, extent)
             tokens, lengths = torch.zeros(2, width, dtype=torch.int64), torch.ones(2, dtype=torch.int64)
 
             def one_pass() -> None:

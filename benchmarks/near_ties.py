@@ -40,8 +40,8 @@ def raster(model: VisualModel, batch: Batch) -> tuple[Tensor, Tensor]:
     margins = torch.full((len(batch.seeds), grid.slots + 1), float("nan"))
 
     def see(step: Step, evaluated: Evaluated) -> None:
-        noise = gumbel(evaluated.seeds, step.targets, evaluated.logits.shape[-1])
-        best = (filter_logits(evaluated.logits, evaluated.sampling) + noise).topk(2).values
+        noise = gumbel(evaluated.draw.seeds, step.targets, evaluated.logits.shape[-1])
+        best = (filter_logits(evaluated.logits, evaluated.draw) + noise).topk(2).values
         margins[:, step.targets[0]] = best[..., 0] - best[..., 1]
 
     decoded = decode(model, batch.prefix, grid, Watched(Raster(), see), model.defaults, batch.seeds)

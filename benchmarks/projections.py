@@ -22,7 +22,8 @@ from studies import batches, mean, parser, write
 from zipar.decoding.engine import decode
 from zipar.decoding.jacobi import CoupledJacobi
 from zipar.decoding.raster import Raster
-from zipar.decoding.strategy import Strategy
+from zipar.decoding.sampling import Draw
+from zipar.decoding.strategy import Evaluated, Strategy
 from zipar.decoding.zipar import ZipAR
 from zipar.grid import TokenGrid
 
@@ -44,12 +45,17 @@ def simulate(strategy: Strategy, grid: TokenGrid, rate: float, images: int, seed
     random = torch.Generator().manual_seed(seed)
     tokens = F.pad(grid.blank(), (0, 1)).repeat(images, 1)
     born = torch.zeros_like(tokens)
-    for number, step in enumerate(strategy.steps(grid, tokens), start=1):
-        targets = step.targets.expand(images, -1)
+    schedule, nothing = strategy.schedule(grid, images, tokens.device), torch.empty(0)
+    number = 0
+    while not schedule.done.all():
+        step = schedule.plan(tokens)
+        targets = step.targets[:, : (step.queries < grid.slots - 1).any(0).sum()]  # the others are idle in all images
+        number += 1
         true = torch.rand(targets.shape, generator=random) < rate
         other = torch.randint(2**60, targets.shape, generator=random)
         tokens.scatter_(1, targets, tokens.gather(1, targets).where(true, other))
         born.scatter_(1, targets, number)
+        schedule.settle(tokens, Evaluated(step, nothing, Draw(nothing, nothing, nothing), nothing))
     return born[:, :-1].max(1).values + 1
 
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from zipar.decoding.decodable import Prefix
-from zipar.decoding.strategy import Evaluated, Step, Steps, Strategy
+from zipar.decoding.strategy import Evaluated, Schedule, Step, Strategy
 from zipar.grid import TokenGrid
 from zipar.models.base import VisualModel
 
@@ -43,28 +44,45 @@ class Watched(Strategy):
     """A strategy whose passes are shown to ``see`` and which, with ``script``, decodes known images.
 
     With a script, int64 (images, slots), each pass is evaluated after the script's tokens, not after those sampled.
+    Rows are images, in their order, as long as none is finished before the others: so it is with static strategies.
     """
 
     strategy: Strategy
     see: Callable[[Step, Evaluated], None]
     script: Tensor | None = None
 
-    def steps(self, grid: TokenGrid, tokens: Tensor) -> Steps:
-        steps = self.strategy.steps(grid, tokens)
-        step = next(steps, None)
-        while step is not None:
-            if self.script is not None:
-                tokens[:, : grid.slots] = self.script
-            evaluated = yield step
-            self.see(step, evaluated)
-            try:
-                step = steps.send(evaluated)
-            except StopIteration as end:
-                return end.value
-        return None
+    def schedule(self, grid: TokenGrid, rows: int, device: torch.device) -> Schedule:
+        return Watching(self, self.strategy.schedule(grid, rows, device))
 
     def passes(self, grid: TokenGrid) -> int:
         return self.strategy.passes(grid)
+
+
+class Watching(Schedule):
+    """The schedule of the strategy that is watched."""
+
+    def __init__(self, strategy: Watched, schedule: Schedule) -> None:
+        self.strategy, self.schedule = strategy, schedule
+        self.width, self.rejections = schedule.width, schedule.rejections
+        self.prepare, self.bounds = schedule.prepare, schedule.bounds  # type: ignore[method-assign]
+        self.reset, self.move = schedule.reset, schedule.move  # type: ignore[method-assign]
+
+    def plan(self, tokens: Tensor) -> Step:
+        step = self.schedule.plan(tokens)
+        if self.strategy.script is not None:
+            tokens[:, :-1] = self.strategy.script
+        return step
+
+    def settle(self, tokens: Tensor, evaluated: Evaluated) -> None:
+        self.strategy.see(evaluated.step, evaluated)
+        self.schedule.settle(tokens, evaluated)
+
+    @property
+    def done(self) -> Tensor:
+        return self.schedule.done
+
+    def first(self, rows: int) -> Schedule:
+        return Watching(self.strategy, self.schedule.first(rows))
 
 
 def mean(values: Tensor) -> dict[str, float]:

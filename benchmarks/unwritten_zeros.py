@@ -91,7 +91,7 @@ def predictions(
 
     def see(step: Step, evaluated: Evaluated) -> None:
         nonlocal scores
-        found = (evaluated.logits / evaluated.sampling.temperature).log_softmax(-1)
+        found = (evaluated.logits / evaluated.draw.temperature).log_softmax(-1)
         if not len(scores):
             scores = found.new_zeros(len(found), grid.slots + 1, found.shape[-1])
         scores[:, step.targets[0]] = found
@@ -145,14 +145,14 @@ def attention(model: VisualModel, batch: Batch, tokens: Tensor, gap: Tensor) -> 
 
     The queries and keys are those of full context; (target) slots without a gap are left out.
     """
-    grid, rows = model.grid(*model.image_size), batch.prefix.valid.shape[0]
-    length = batch.prefix.valid.shape[1]
-    cache = SlotCache(model.layers, length, grid.slots, model.device)
+    grid, (rows, length) = model.grid(*model.image_size), batch.prefix.valid.shape
+    cache = SlotCache(model.layers, rows, length, grid.slots)
+    cache.place(slice(rows), torch.arange(length).expand(rows, -1), slice(length))
     model.prefill(batch.prefix, cache, batch.prefix.mask())
     targets = gap.any(1).nonzero()[:, 0]
-    slots = torch.arange(grid.slots - 1)
-    seen = (slots <= slots[:, None]).expand(rows, -1, -1)
-    seen = torch.cat([batch.prefix.valid[:, None].expand(-1, len(slots), -1), seen], dim=-1)
+    slots = torch.arange(grid.slots - 1).expand(rows, -1)
+    seen = slots[:, None] <= slots[..., None]
+    seen = torch.cat([batch.prefix.valid[:, None].expand(-1, grid.slots - 1, -1), seen], dim=-1)
     absent = gap[targets][:, :-1]
     count = absent.sum(1)
     layers: list[dict[str, float]] = []
@@ -173,11 +173,11 @@ def attention(model: VisualModel, batch: Batch, tokens: Tensor, gap: Tensor) -> 
             }
         )
 
-    cache.place(slots[None], grid.slots - 1)
+    cache.place(slice(rows), length + slots, slice(length + grid.slots - 1))
     with attention_scores(see):
         model.step(
             tokens[:, :-1].repeat(rows // len(tokens), 1),
-            slots[None],
+            slots,
             batch.prefix.valid.sum(1),
             cache,
             additive(seen, model.dtype),
