@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from zipar import Raster, Sampling, TokenGrid, ZipAR, ZipARError
 from zipar.decoding.attention import additive
 from zipar.decoding.engine import decode
-from zipar.decoding.sampling import Draw, sample, slot_keys
+from zipar.decoding.sampling import Draw, gumbel, sample
 
 SEEDS = [3, -1, 2**80 + 5]
 TEXTS = ["a red fox in the snow", "fox", "two small birds"]
@@ -47,7 +47,7 @@ def brute_force(model, prefixes, grid, sampling, seed, window, lookahead, row_0_
         conditional, other = (logits(embeddings, events)[queries] for embeddings in prefixes)
         guided = other + sampling.guidance_scale * (conditional - other)
         draw = Draw.of(sampling, [seed])
-        return sample(guided[None], draw, slot_keys(draw.seeds, torch.tensor([targets])))[0].tolist()
+        return sample(guided[None], draw, gumbel(draw.seeds, torch.tensor([targets]), guided.shape[-1]))[0].tolist()
 
     blank = grid.blank().tolist()
     where = {slot: (r, c) for r, row in enumerate(rows) for c, slot in enumerate(row)}

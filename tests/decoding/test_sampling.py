@@ -11,14 +11,14 @@ from scipy import stats
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from zipar import Sampling, ZipARError
-from zipar.decoding.sampling import Draw, filter_logits, guide, gumbel, probabilities, sample, slot_keys
+from zipar.decoding.sampling import Draw, filter_logits, guide, gumbel, probabilities, sample
 
 RANGE = torch.arange
 
 
 def draw_tokens(logits, sampling, seeds, slots):
     draw = Draw.of(sampling, seeds)
-    return sample(logits, draw, slot_keys(draw.seeds, slots))
+    return sample(logits, draw, gumbel(draw.seeds, slots, logits.shape[-1]))
 
 
 def transformers_filters(sampling):
@@ -85,8 +85,8 @@ def test_images_of_one_batch_have_temperatures_of_their_own():
     together = Draw(*(torch.cat([draw[part] for draw in draws]) for part in range(3)))
     for image, draw in enumerate(draws):
         part = slice(image, image + 1)
-        keys = slot_keys(together.seeds, slots)
-        assert sample(logits, together, keys)[part].equal(sample(logits[part], draw, keys[part]))
+        noise = gumbel(together.seeds, slots, 20)
+        assert sample(logits, together, noise)[part].equal(sample(logits[part], draw, noise[part]))
         assert probabilities(logits, together)[part].equal(probabilities(logits[part], draw))
 
 

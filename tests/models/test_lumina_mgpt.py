@@ -13,7 +13,7 @@ import zipar
 from zipar import Raster, Sampling, ZipAR
 from zipar.decoding.attention import additive
 from zipar.decoding.engine import decode
-from zipar.decoding.sampling import Draw, sample, slot_keys
+from zipar.decoding.sampling import Draw, gumbel, sample
 from zipar.models import auto
 from zipar.models.lumina_mgpt import Anole, LuminaMGPT
 
@@ -175,7 +175,7 @@ def brute_force(model, prefixes, grid, sampling, seed, window):
         conditional, unconditional = (logits(embeddings)[queries] for embeddings in prefixes)
         guided = unconditional + sampling.guidance_scale * (conditional - unconditional)
         draw = Draw.of(sampling, [seed])
-        drawn = sample(guided[None], draw, slot_keys(draw.seeds, torch.tensor([targets])))
+        drawn = sample(guided[None], draw, gumbel(draw.seeds, torch.tensor([targets]), guided.shape[-1]))
         tokens.update(zip(targets, drawn[0].tolist(), strict=True))
         passes += 1
     return [tokens[slot] for slot in range(grid.slots)], passes

@@ -13,7 +13,7 @@ from zipar.decoding.attention import additive
 from zipar.decoding.cache import SlotCache
 from zipar.decoding.decodable import Decodable, Prefix
 from zipar.decoding.graphs import Graphs
-from zipar.decoding.sampling import Draw, Sampling, guide, sample, slot_keys
+from zipar.decoding.sampling import Draw, Sampling, guide, noise_of, sample, slot_keys
 from zipar.decoding.strategy import Evaluated, Schedule, Step, Strategy
 from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
@@ -157,6 +157,7 @@ class Lane:
         logits = self.model.prefill(prefix, self.cache, prefix.mask())
         if self._tickets == 0:
             self.schedule.prepare(logits.shape[-1])
+            self._numbers = torch.arange(logits.shape[-1], dtype=torch.int32, device=self.tokens.device)
 
         draw = Draw.of(sampling, seeds, self.tokens.device)
         self.temperature[rows], self.noise[rows], self.seeds[rows] = draw.temperature, draw.noise, draw.seeds
@@ -252,7 +253,8 @@ class Lane:
             logits = guide(logits, self.scale[rows])
         top_k, top_p = self.sampling.top_k, self.sampling.top_p
         draw = Draw(self.temperature[rows], self.noise[rows], self.seeds[rows], top_k, top_p)
-        self.tokens[rows].scatter_(1, targets, sample(logits, draw, self.keys[rows].gather(1, targets)))
+        noise = noise_of(self.keys[rows].gather(1, targets), self._numbers)
+        self.tokens[rows].scatter_(1, targets, sample(logits, draw, noise))
         self.born[rows].scatter_(1, targets, self.passes[rows, None].expand_as(targets))
         return logits, draw
 

@@ -7,7 +7,6 @@ on the batch, the order of decoding or the device it is made in.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -87,18 +86,17 @@ def filter_logits(logits: Tensor, draw: Draw) -> Tensor:
     return logits
 
 
-def sample(logits: Tensor, draw: Draw, keys: Tensor) -> Tensor:
+def sample(logits: Tensor, draw: Draw, noise: Tensor) -> Tensor:
     """Draw a token for each slot.
 
     Args:
         logits: (images, queries, vocabulary), guidance already applied.
         draw: temperature and filters of the images.
-        keys: int64 (images, queries): ``slot_keys`` of the slots that the tokens are for.
+        noise: float32, shaped like the logits: ``gumbel`` of the images' seeds and of the slots that the tokens are for.
 
     Returns:
         int64 (images, queries).
     """
-    noise = noise_of(keys, logits.shape[-1])
     return torch.addcmul(filter_logits(logits, draw), draw.noise, noise).argmax(-1)
 
 
@@ -136,7 +134,8 @@ def gumbel(seeds: Tensor, slots: Tensor, vocabulary: int) -> Tensor:
     A counter-based generator: a 64-bit key is hashed from (seed, slot), and two rounds of a 32-bit
     hash mix its halves with the token index. Integer arithmetic only, so it is the same on any device.
     """
-    return noise_of(slot_keys(seeds, slots), vocabulary)
+    numbers = torch.arange(vocabulary, dtype=torch.int32, device=seeds.device)
+    return noise_of(slot_keys(seeds, slots), numbers)
 
 
 def slot_keys(seeds: Tensor, slots: Tensor) -> Tensor:
@@ -144,19 +143,14 @@ def slot_keys(seeds: Tensor, slots: Tensor) -> Tensor:
     return _mix64(_mix64(seeds[:, None]) ^ slots)
 
 
-def noise_of(keys: Tensor, vocabulary: int) -> Tensor:
-    """Standard Gumbel noise of ``slot_keys``, with an axis for the tokens of the vocabulary."""
+def noise_of(keys: Tensor, numbers: Tensor) -> Tensor:
+    """The noise of ``slot_keys`` and of the tokens' ``numbers``, int32 (vocabulary,), which is its last axis."""
     low, high = keys.to(torch.int32)[..., None], (keys >> 32).to(torch.int32)[..., None]
-    bits = _numbers(vocabulary, keys.device) ^ low
+    bits = numbers ^ low
     bits = _mix32_(_mix32_(bits).add_(high)).bitwise_and_(0x7FFFFFFF)
     # floats are finest near 0, where the largest noise comes from; rounding up to 1 is undone
     minus_uniform = bits.float().add_(0.5).mul_(-(2.0**-31)).clamp_(min=2.0**-24 - 1)
     return minus_uniform.log1p_().neg_().log_().neg_()
-
-
-@lru_cache(maxsize=16)
-def _numbers(count: int, device: torch.device) -> Tensor:
-    return torch.arange(count, dtype=torch.int32, device=device)
 
 
 def _mix64(x: Tensor) -> Tensor:
