@@ -168,18 +168,22 @@ def pipeline(
     *,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
+    quantize: str | None = None,
 ) -> Pipeline:
     """A pipeline of a checkpoint directory, an embedded model ("emoji"), a hub id or a loaded model.
 
-    Its strategy is what ``zipar tune`` chose for the checkpoint, else ``ZipAR()``.
+    Its strategy is what ``zipar tune`` chose for the checkpoint, else ``ZipAR()``. ``quantize="int8"`` has the linear
+    layers of the decoder in int8.
 
     Raises:
-        ZipARError: no such checkpoint, a damaged one, or one of an unsupported family.
+        ZipARError: no such checkpoint, a damaged one, one of an unsupported family, or one that cannot be quantised.
     """
     if isinstance(model, VisualModel):
+        if quantize is not None:
+            raise ZipARError("a loaded model cannot be quantised: give its checkpoint directory or hub id instead")
         return Pipeline(model)
     directory = auto.find(model)
-    return Pipeline(auto.load(directory, dtype, device), tuned(directory))
+    return Pipeline(auto.load(directory, dtype, device, quantize), tuned(directory))
 
 
 def _repeat(items: Sequence[str], times: int) -> list[str]:
