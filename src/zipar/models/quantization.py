@@ -2,8 +2,8 @@
 
 A row is quantised by its own largest value, so that a product does not depend on what else is multiplied. What stays
 in floating point (attention, norms) rounds differently in passes of other widths, though, and int8 makes steps of such
-differences: images of one seed are less often the same in other batches or by Jacobi than they are in float32. On x86 CPUs these are FBGEMM's operators, which PyTorch brings along; on
-GPUs it is torchao.
+differences: images of one seed are less often the same in other batches or by Jacobi than they are in float32.
+On x86 CPUs these are FBGEMM's operators, which PyTorch brings along; on GPUs it is torchao.
 """
 
 import warnings
