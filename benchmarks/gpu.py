@@ -294,6 +294,20 @@ class Run:
     finished: bool
 
 
+class Watched(Lane):
+    """A lane that notes how many entries of the cache, over all rows of the model, each pass reads."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.read: list[int] = []
+
+    def _shape(self) -> tuple[int, tuple[int, int] | None]:
+        rows, bounds = super()._shape()
+        extent = self.grid.slots if bounds is None else bounds[1]
+        self.read.append(self.branches * rows * (self.cache.prefix + extent))
+        return rows, bounds
+
+
 class Bench:
     """A lane that is filled again and again, so that graphs captured while warming up are there when it is timed."""
 
@@ -302,28 +316,17 @@ class Bench:
     ) -> None:
         self.sampling, self.prefix, self.seeds = shape.sampling, prefix, list(range(batch))
         self.device = prefix.embeddings.device
-        self.lane = Lane(
+        self.lane = Watched(
             *(model, grid_of(shape), strategy, shape.sampling, batch, shape.prefix),
             device=self.device,
             dtype=prefix.embeddings.dtype,
             cuda_graphs=cuda_graphs,
         )
-        self.read: list[int] = []
-        """Entries of the cache, over all rows, that each pass read."""
-        run = self.lane._run
-
-        def watched(rows: int, bounds: tuple[int, int] | None) -> int:
-            extent = self.lane.grid.slots if bounds is None else bounds[1]
-            self.read.append(2 * rows * (shape.prefix + extent))
-            return run(rows, bounds)
-
-        self.lane._run = watched  # type: ignore[assignment]
 
     def fill(self) -> None:
         """Fresh images; a lane lets none go that is not done, so those of a run that was cut short are forgotten."""
-        self.lane._images.clear()
-        self.lane._flags.clear()
-        self.read.clear()
+        self.lane.clear()
+        self.lane.read.clear()
         self.lane.admit(self.prefix, self.sampling, self.seeds)
 
     def run(self, limit: int) -> Run:
@@ -415,7 +418,7 @@ def measure(
     bench = Bench(model, shape, strategy, batch, prefix, cuda_graphs)
     cold = bench.run(settings.passes_limit if cuda_graphs else min(4, settings.passes_limit))
     runs = [bench.run(settings.passes_limit) for _ in range(settings.repeats)]
-    read = statistics.mean(bench.read)
+    read = statistics.mean(bench.lane.read)
     # on a GPU an image is known to be done a pass late
     total = passes_of(strategy, grid, bench.seeds, shape.codebook)
     steps = min(runs[0].steps, total - 1)

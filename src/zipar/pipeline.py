@@ -187,19 +187,23 @@ def pipeline(
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     cuda_graphs: bool = True,
+    quantize: str | None = None,
 ) -> Pipeline:
     """A pipeline of a checkpoint directory, an embedded model ("emoji"), a hub id or a loaded model.
 
     Its strategy is what ``zipar tune`` chose for the checkpoint, else ``ZipAR()``. On a GPU passes are replayed as CUDA
     graphs, unless hooks, a device map or tensor parallelism stand in the way, or ``cuda_graphs`` is False.
+    ``quantize="int8"`` has the linear layers of the decoder in int8.
 
     Raises:
-        ZipARError: no such checkpoint, a damaged one, or one of an unsupported family.
+        ZipARError: no such checkpoint, a damaged one, one of an unsupported family, or one that cannot be quantised.
     """
     if isinstance(model, VisualModel):
+        if quantize is not None:
+            raise ZipARError("a loaded model cannot be quantised: give its checkpoint directory or hub id instead")
         return Pipeline(model, cuda_graphs=cuda_graphs)
     directory = auto.find(model)
-    return Pipeline(auto.load(directory, dtype, device), tuned(directory), cuda_graphs)
+    return Pipeline(auto.load(directory, dtype, device, quantize), tuned(directory), cuda_graphs)
 
 
 def _repeat(items: Sequence[str], times: int) -> list[str]:

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import zipar as library
@@ -46,6 +47,16 @@ def test_sampling_options_reach_the_model(generate, tmp_path):
     stats = json.loads((tmp_path / "fox.json").read_text())
     assert stats["sampling"] == {"guidance_scale": 3.0, "temperature": 0.5, "top_k": 5, "top_p": 0.9}
     assert (stats["negative_prompt"], stats["dtype"], stats["size"]) == ("an apple", "bfloat16", [16, 16])
+
+
+def test_quantised_weights(generate, tmp_path, plain):
+    if torch.backends.quantized.engine not in ("x86", "fbgemm"):
+        pytest.skip("FBGEMM computes on x86 CPUs alone")
+    assert generate("--quantize", "int8", "--device", "cpu", "--stats", "fox.json")[0] == 0
+    assert json.loads((tmp_path / "fox.json").read_text())["quantize"] == "int8"
+    code, _, err = generate("--quantize", "int4")
+    assert code == 2
+    assert "int8" in plain(err)
 
 
 def test_raster_and_the_wave(generate, tmp_path):

@@ -193,7 +193,7 @@ def test_a_pass_is_traced_whole_and_once_a_shape(models, kind, strategy):
     torch._dynamo.reset()
     arrivals = Arrivals(model, grid, strategy, True, {"top_k": 20}, 3)
     lane = lane_of(model, grid, strategy, Sampling(2.0, top_k=20), 2, deterministic=True)
-    lane._run = torch.compile(lane.forward, fullgraph=True, backend=backend, dynamic=False)
+    lane.forward = torch.compile(lane.forward, fullgraph=True, backend=backend, dynamic=False)
     arrivals.check(*arrivals.run(lane, 4))
     assert traces["all"] == 1  # one shape
 

@@ -21,6 +21,12 @@ class DType(str, Enum):
     float16 = "float16"
 
 
+class Quantization(str, Enum):
+    """What weights can be quantised to."""
+
+    int8 = "int8"
+
+
 class FirstRow(str, Enum):
     """When the second row may start."""
 
@@ -48,6 +54,9 @@ Device = Annotated[
 ]
 WeightType = Annotated[
     DType | None, typer.Option("--dtype", help="Of the weights.", show_default="bfloat16 on a GPU, else float32")
+]
+Quantize = Annotated[
+    Quantization | None, typer.Option("--quantize", help="The decoder's weights in int8.", show_default="not at all")
 ]
 Size = Annotated[
     str | None,

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from zipar.cli.options import DType, parse_size
+from zipar.cli.options import DType, Quantization, parse_size
 from zipar.cli.progress import spinner
 from zipar.decoding.engine import Progress
 from zipar.decoding.sampling import Sampling
@@ -69,6 +69,7 @@ class Session:
             "size": list(self.size),
             "sampling": dataclasses.asdict(self.sampling),
             "dtype": str(self.pipe.model.dtype).removeprefix("torch."),
+            "quantize": self.pipe.model.quantized,
             "device": str(self.pipe.model.device),
         }
 
@@ -78,6 +79,7 @@ def start(
     *,
     model: str,
     dtype: DType | None,
+    quantize: Quantization | None,
     device: str | None,
     size: str | None,
     seed: int,
@@ -99,7 +101,12 @@ def start(
     directory = auto.find(model)
     _hush()
     with spinner(f"loading {model}", quiet):
-        pipe = pipeline(directory, dtype=getattr(torch, dtype.value) if dtype else None, device=device)
+        pipe = pipeline(
+            directory,
+            dtype=getattr(torch, dtype.value) if dtype else None,
+            device=device,
+            quantize=quantize.value if quantize else None,
+        )
     given: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
     pixels = wanted or pipe.model.image_size
     return Session(

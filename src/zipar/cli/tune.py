@@ -34,6 +34,7 @@ def tune(
     batch_size: options.BatchSize = 16,
     size: options.Size = None,
     dtype: options.WeightType = None,
+    quantize: options.Quantize = None,
     device: options.Device = None,
     seed: options.Seed = 0,
     output: Annotated[
@@ -70,6 +71,7 @@ def tune(
         options.read_prompts(prompts),
         model=model,
         dtype=dtype,
+        quantize=quantize,
         device=device,
         size=size,
         seed=seed,

@@ -13,20 +13,20 @@ class Graphs:
     it is, which warms up the libraries beneath; the second captures it.
     """
 
-    def __init__(self, function: Callable[..., int], device: torch.device) -> None:
-        self._function, self._device = function, device
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._results: dict[Any, int] = {}
         self._graphs: dict[Any, torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, *arguments: Any) -> int:
+    def __call__(self, function: Callable[..., int], *arguments: Any) -> int:
         if arguments not in self._results:
-            self._results[arguments] = self._function(*arguments)
+            self._results[arguments] = function(*arguments)
             return self._results[arguments]
         if arguments not in self._graphs:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=self._pool):
-                self._function(*arguments)
+                function(*arguments)
             self._graphs[arguments] = graph
         self._graphs[arguments].replay()
         return self._results[arguments]

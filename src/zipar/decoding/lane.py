@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -94,7 +95,7 @@ class Lane:
         """Queries of each row over all passes."""
         self._deterministic = deterministic
         self._trims = device.type == "cpu" and not deterministic
-        self._run = Graphs(self.forward, device) if cuda_graphs else self.forward
+        self._graphs = Graphs(device) if cuda_graphs else None
         self._images: list[_Image] = []
         self._tickets = 0
         self._flags: deque[tuple[list[_Image], Tensor, torch.cuda.Event]] = deque()
@@ -180,7 +181,8 @@ class Lane:
         """One forward pass of all images; returns the queries that it evaluated for each."""
         rows, bounds = self._shape()
         self._first(rows)  # lest a compiled pass makes it
-        width = self._run(rows, bounds)
+        run = self.forward if self._graphs is None else partial(self._graphs, self.forward)
+        width = run(rows, bounds)
         self.evaluated += width
         for image in self._images:
             image.passes += 1
@@ -272,6 +274,11 @@ class Lane:
             done = [image for image, flag in zip(self._images, now, strict=True) if flag]
         rows = {self._images.index(image) for image in done if image in self._images}
         return [self._release(row) for row in sorted(rows, reverse=True)]  # so that the last busy row is never one
+
+    def clear(self) -> None:
+        """Let all images go, done or not."""
+        self._images.clear()
+        self._flags.clear()
 
     def _release(self, row: int) -> Finished:
         """The image of a row, into which the last busy one moves."""

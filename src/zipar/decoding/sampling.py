@@ -92,7 +92,7 @@ def sample(logits: Tensor, draw: Draw, noise: Tensor) -> Tensor:
     Args:
         logits: (images, queries, vocabulary), guidance already applied.
         draw: temperature and filters of the images.
-        noise: float32, shaped like the logits: ``gumbel`` of the images' seeds and of the slots that the tokens are for.
+        noise: float32, shaped like the logits: ``gumbel`` of the images' seeds and of the tokens' slots.
 
     Returns:
         int64 (images, queries).

@@ -105,7 +105,9 @@ class Study:
 
     def _key(self, strategy: Strategy, prompts: list[str], seed: int) -> str:
         """Names a batch by all that its images depend on."""
+        quantized = {"quantized": self.model.quantized} if self.model.quantized else {}  # older batches have none
         return digest(
+            **quantized,
             model=self.stamp,
             device=self.model.device.type,
             dtype=str(self.model.dtype),

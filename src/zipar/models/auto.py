@@ -7,6 +7,7 @@ import torch
 import zipar.pretrained
 from zipar.checkpoints.files import read_config
 from zipar.errors import ZipARError
+from zipar.models import quantization
 from zipar.models.base import VisualModel
 from zipar.models.emu3 import Emu3
 from zipar.models.janus import Janus
@@ -17,16 +18,22 @@ from zipar.models.packing import pack
 FAMILIES: dict[str, type[VisualModel]] = {model.family: model for model in (LlamaGen, Janus, Emu3, LuminaMGPT, Anole)}
 
 
-def load(name: str | Path, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> VisualModel:
+def load(
+    name: str | Path,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    quantize: str | None = None,
+) -> VisualModel:
     """The model of a checkpoint.
 
     Args:
         name: a directory, the name of an embedded model ("emoji"), or a hub id.
         dtype: of the weights; None for bfloat16 on a GPU, float32 elsewhere.
         device: None for a GPU where there is one.
+        quantize: "int8" for the linear layers of the decoder in int8; None leaves them as they are.
 
     Raises:
-        ZipARError: there is no such checkpoint, it is damaged, or its family is not supported.
+        ZipARError: there is no such checkpoint, it is damaged, its family is not supported, or it cannot be quantised.
     """
     directory = find(name)
     found = family(directory)
@@ -37,7 +44,12 @@ def load(name: str | Path, dtype: torch.dtype | None = None, device: str | torch
         raise ZipARError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
     if dtype is None:
         dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
+    if quantize is not None:
+        quantization.check(quantize, place)
     model = found.load(directory, dtype, place)
+    if quantize is not None:
+        quantization.quantize(model.stepped(), quantize, place)
+        model.quantized = quantize
     pack(model.stepped())
     return model
 

@@ -33,6 +33,8 @@ class VisualModel(ABC, nn.Module):
     """(height, width) in pixels of the images it makes unless told otherwise."""
     vocabulary: PromptVocabulary | None = None
     """What prompts may say, where the model knows."""
+    quantized: str | None = None
+    """What its linear layers were quantised to, "int8", if they were."""
 
     @property
     @abstractmethod

@@ -41,12 +41,19 @@ def pack(modules: Sequence[nn.Module]) -> None:
 
 def packable(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
     """(parent, name, layer) of each linear layer in ``modules`` that may be packed."""
+    yield from ((parent, name, layer) for parent, name, layer in linear_layers(modules) if is_plain(layer))
+
+
+def linear_layers(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    """(parent, name, layer) of each ``nn.Linear`` in ``modules`` that nothing but a call is known to reach."""
     for module in modules:
         if any(map(is_compiled, module.modules())):
             continue
         for parent in module.modules():
             if type(parent).__module__.startswith(_OWNERS):
-                yield from ((parent, name, layer) for name, layer in parent.named_children() if is_plain(layer))
+                for name, layer in parent.named_children():
+                    if type(layer) is nn.Linear and is_bare(layer):
+                        yield parent, name, layer
 
 
 def is_compiled(module: nn.Module) -> bool:
