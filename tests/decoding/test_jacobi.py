@@ -82,7 +82,26 @@ def test_an_image_is_the_same_alone_and_in_a_batch(tiny_models, strategy):
     assert alone.born[0].equal(together.born[0])
 
 
-@pytest.mark.parametrize(("settings", "named"), [({"lookahead": 0}, "lookahead 0"), ({"window": 0}, "window 0")])
+@pytest.mark.parametrize(
+    ("settings", "named"), [({"lookahead": 0}, "lookahead 0"), ({"window": 0}, "window 0"), ({"budget": 0}, "budget 0")]
+)
 def test_what_is_not_possible_is_refused(settings, named):
     with pytest.raises(ZipARError, match=named):
         CoupledJacobi(**settings)
+
+
+@settings(max_examples=30)
+@given(budget=st.integers(1, 60), lookahead=st.integers(1, 20), window=st.none() | st.integers(1, 3))
+def test_a_budget_changes_no_image(tiny_models, budget, lookahead, window):
+    grid, sampling = TokenGrid(4, 5), Sampling(2.5, temperature=0.5)
+    raster = decoded(tiny_models, "by_text", grid, Raster(), sampling)
+    found = decoded(tiny_models, "by_text", grid, CoupledJacobi(lookahead, window, budget), sampling)
+    assert found.tokens.equal(raster.tokens)
+    assert found.forward_passes <= raster.forward_passes
+
+
+def test_many_images_draft_less_far():
+    grid, device = TokenGrid(6, 6), torch.device("cpu")
+    made = CoupledJacobi(16, budget=24).schedule(grid, 12, device)
+    assert [made.first(rows).width for rows in (1, 2, 3, 4, 8, 12)] == [16, 12, 8, 6, 3, 2]
+    assert CoupledJacobi(1, budget=24).schedule(grid, 12, device).first(3).width == 1

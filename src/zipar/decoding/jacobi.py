@@ -29,7 +29,7 @@ class CoupledJacobi(Strategy):
     no image takes more passes than raster decoding, and most take a fraction.
 
     Many images together draft less far, for what they evaluate in a pass is then what it costs: drafts of all images
-    stay within a ``budget`` of tokens, None for what suits the device. No image changes by it.
+    stay within a ``budget`` of tokens, two an image at least; None for what suits the device. No image changes by it.
     """
 
     lookahead: int = 16
@@ -73,7 +73,7 @@ class Ahead(Schedule):
     def first(self, rows: int) -> "Ahead":
         part = super().first(rows)
         assert isinstance(part, Ahead)
-        part.lookahead = min(self.lookahead, max(1, self.budget // rows))
+        part.lookahead = min(self.lookahead, max(2, self.budget // rows))  # one would be raster order, with more work
         part.width = part._width()
         return part
 
