@@ -157,3 +157,11 @@ def test_folders_that_cannot_be_written_are_found_before_the_model_loads(generat
     code, _, err = generate("--output", "fox.png")
     assert code == 2
     assert "no permission" in err
+
+
+def test_deterministic_images_are_recorded_and_the_same_with_others(generate, zipar, text_model):
+    assert generate("--deterministic", "--tokens", "one.npy", "--stats", "one.json", "--seed", "4")[0] == 0
+    assert json.loads(Path("one.json").read_text())["deterministic"] is True
+    arguments = ("--deterministic", "--tokens", "two.npy", "--seed", "3", "--num-images", "2", "--no-cuda-graphs")
+    assert generate(*arguments)[0] == 0
+    assert (np.load("two.npy")[1] == np.load("one.npy")[0]).all()

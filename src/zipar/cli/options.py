@@ -58,6 +58,22 @@ WeightType = Annotated[
 Quantize = Annotated[
     Quantization | None, typer.Option("--quantize", help="The decoder's weights in int8.", show_default="not at all")
 ]
+CudaGraphs = Annotated[
+    bool,
+    typer.Option(
+        "--cuda-graphs/--no-cuda-graphs",
+        help="On a GPU: replay forward passes as CUDA graphs, where the model bears it.",
+    ),
+]
+Deterministic = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic",
+        help="Compute with shapes that do not depend on how many images there are: slower, but then an image of a seed "
+        "is the same in any batch in bfloat16 too.",
+        rich_help_panel="Sampling",
+    ),
+]
 Size = Annotated[
     str | None,
     typer.Option(help="Height x width in pixels, such as 384x384.", metavar="HxW", show_default="the model's own"),

@@ -38,6 +38,7 @@ class Session:
     grid: TokenGrid
     seed: int
     num_images: int
+    deterministic: bool
 
     def run(self, strategy: Strategy, callback: Callable[[Progress], None] | None = None) -> PipelineOutput:
         """Decode the images of all prompts.
@@ -54,6 +55,7 @@ class Session:
                 num_images_per_prompt=self.num_images,
                 height=self.size[0],
                 width=self.size[1],
+                deterministic=self.deterministic,
                 callback=callback,
                 **dataclasses.asdict(self.sampling),
             )
@@ -71,6 +73,7 @@ class Session:
             "dtype": str(self.pipe.model.dtype).removeprefix("torch."),
             "quantize": self.pipe.model.quantized,
             "device": str(self.pipe.model.device),
+            "deterministic": self.deterministic,
         }
 
 
@@ -81,11 +84,13 @@ def start(
     dtype: DType | None,
     quantize: Quantization | None,
     device: str | None,
+    cuda_graphs: bool,
     size: str | None,
     seed: int,
     negative_prompt: str | None,
     num_images: int = 1,
     quiet: bool,
+    deterministic: bool = False,
     **sampling: float | None,
 ) -> Session:
     """Load the model; ``sampling`` are fields of ``Sampling``, None for the model's defaults.
@@ -106,6 +111,7 @@ def start(
             dtype=getattr(torch, dtype.value) if dtype else None,
             device=device,
             quantize=quantize.value if quantize else None,
+            cuda_graphs=cuda_graphs,
         )
     given: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
     pixels = wanted or pipe.model.image_size
@@ -120,6 +126,7 @@ def start(
         grid=pipe.model.grid(*pixels),
         seed=seed,
         num_images=num_images,
+        deterministic=deterministic,
     )
 
 
@@ -161,6 +168,7 @@ def study(started: Session, images: int | None, batch_size: int, folder: Path) -
         seed=started.seed,
         batch_size=batch_size,
         folder=folder,
+        cuda_graphs=started.pipe.cuda_graphs,
     )
 
 

@@ -36,6 +36,7 @@ def tune(
     dtype: options.WeightType = None,
     quantize: options.Quantize = None,
     device: options.Device = None,
+    cuda_graphs: options.CudaGraphs = True,
     seed: options.Seed = 0,
     output: Annotated[
         Path,
@@ -73,6 +74,7 @@ def tune(
         dtype=dtype,
         quantize=quantize,
         device=device,
+        cuda_graphs=cuda_graphs,
         size=size,
         seed=seed,
         negative_prompt=None,

@@ -61,6 +61,8 @@ class Study:
     batch_size: int
     folder: Path
     """Where finished batches are kept."""
+    cuda_graphs: bool = True
+    """Replay passes as CUDA graphs, where the model bears it."""
 
     def batches(self, strategy: Strategy, callback: Callable[[Progress], None] | None = None) -> Iterator[Batch]:
         """The images of all prompts, in order.
@@ -87,7 +89,9 @@ class Study:
         model, grid, count = self.model, self.grid, len(prompts)
         started = time.perf_counter()
         prefix = model.prefix(prompts, None, self.sampling.guided, grid)
-        decoded = decode(model, prefix, grid, strategy, self.sampling, range(seed, seed + count), callback)
+        graphs = self.cuda_graphs and model.capturable()
+        seeds = range(seed, seed + count)
+        decoded = decode(model, prefix, grid, strategy, self.sampling, seeds, callback, cuda_graphs=graphs)
         codes = model.codes(grid.pick(decoded.tokens))
         images = model.pixels(codes).cpu().numpy()
         seconds = time.perf_counter() - started

@@ -20,7 +20,7 @@ from zipar.prompts import PromptVocabulary
 class VisualModel(ABC, nn.Module):
     """A model that writes an image as a sequence of codebook indices.
 
-    Rows of a batch are images or, with guidance, images twice: conditional, then unconditional.
+    Rows of a pass are images or, with guidance, two an image, side by side: conditional, then unconditional.
     """
 
     family: ClassVar[str]
@@ -72,10 +72,10 @@ class VisualModel(ABC, nn.Module):
 
         Args:
             tokens: int64 (rows, queries), the tokens fed.
-            slots: int64 (rows or 1, queries), where they are.
+            slots: int64 (rows, queries), where they are.
             lengths: int64 (rows,), the unpadded length of each prefix.
             cache: has been told where this pass writes.
-            mask: additive (rows or 1, 1, queries, keys).
+            mask: additive (rows, 1, queries, keys).
         """
 
     @abstractmethod
