@@ -1,5 +1,7 @@
 """Images that come and go: each is the one that ``decode`` makes of it alone, and a pass can be compiled whole."""
 
+import gc
+import weakref
 from collections import Counter
 
 import pytest
@@ -196,6 +198,22 @@ def test_a_pass_is_traced_whole_and_once_a_shape(models, kind, strategy):
     lane.forward = torch.compile(lane.forward, fullgraph=True, backend=backend, dynamic=False)
     arrivals.check(*arrivals.run(lane, 4))
     assert traces["all"] == 1  # one shape
+
+
+def test_a_lane_that_is_dropped_frees_its_cache_at_once(models):
+    model, grid, sampling = models("by_text"), TokenGrid(4, 4), Sampling(2.0)
+    gc.collect()
+    gc.disable()
+    try:
+        lane = lane_of(model, grid, ZipAR(2, 3), sampling, 2)
+        lane.admit(prefix_of(model, TEXTS[:2], True, grid), sampling, [1, 2])
+        lane.step()
+        held = weakref.ref(lane.cache.layers[0].keys)
+        assert held() is not None
+        del lane
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 def test_what_does_not_fit_is_refused(models):

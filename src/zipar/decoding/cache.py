@@ -13,9 +13,9 @@ class SlotCache:
     """
 
     def __init__(self, layers: int, rows: int, prefix: int, slots: int) -> None:
-        self.rows, self.prefix, self.entries = rows, prefix, prefix + slots
-        self.layers = [SlotCacheLayer(self) for _ in range(layers)]
-        self._bases: dict[tuple[int, torch.device], Tensor] = {}
+        self.prefix = prefix
+        self.placement = Placement(rows, prefix + slots)
+        self.layers = [SlotCacheLayer(self.placement) for _ in range(layers)]
 
     def place(self, rows: slice, index: Tensor, keys: slice) -> None:
         """Say where the coming pass writes and reads.
@@ -25,19 +25,7 @@ class SlotCache:
             index: int64 (rows, queries), the entries of the queries.
             keys: the entries that are read.
         """
-        self.part, self.read = rows, keys
-        self._index = index
-        self._flat: dict[tuple[int, torch.device], Tensor] = {}
-
-    def flat(self, heads: int, device: torch.device) -> Tensor:
-        """Where the pass writes in (rows * heads * entries, dim): int64 (rows, queries, heads), made once a pass."""
-        key = heads, device
-        if key not in self._bases:
-            first = torch.arange(self.rows * heads, device=device) * self.entries
-            self._bases[key] = first.view(self.rows, 1, heads)
-        if key not in self._flat:
-            self._flat[key] = self._bases[key][self.part] + self._index.to(device)[..., None]
-        return self._flat[key]
+        self.placement.place(rows, index, keys)
 
     def move(self, source: slice, target: slice) -> None:
         """Copy rows over others."""
@@ -47,6 +35,32 @@ class SlotCache:
                 held[target] = held[source]
 
 
+class Placement:
+    """Where a pass writes and reads, which its layers share."""
+
+    part: slice
+    read: slice
+
+    def __init__(self, rows: int, entries: int) -> None:
+        self.rows, self.entries = rows, entries
+        self._bases: dict[tuple[int, torch.device], Tensor] = {}
+
+    def place(self, rows: slice, index: Tensor, keys: slice) -> None:
+        """See ``SlotCache.place``."""
+        self.part, self.read, self._index = rows, keys, index
+        self._flat: dict[tuple[int, torch.device], Tensor] = {}
+
+    def flat(self, heads: int, device: torch.device) -> Tensor:
+        """Where it writes in (rows * heads * entries, dim): int64 (rows, queries, heads), made once a pass."""
+        key = heads, device
+        if key not in self._bases:
+            first = torch.arange(self.rows * heads, device=device) * self.entries
+            self._bases[key] = first.view(self.rows, 1, heads)
+        if key not in self._flat:
+            self._flat[key] = self._bases[key][self.part] + self._index.to(device)[..., None]
+        return self._flat[key]
+
+
 class SlotCacheLayer:
     """Keys and values of one layer, (rows, kv_heads, prefix + slots, head_dim) each once they are there.
 
@@ -54,8 +68,8 @@ class SlotCacheLayer:
     holds a part of the heads, and the layers of one model may lie on different devices.
     """
 
-    def __init__(self, cache: SlotCache) -> None:
-        self.cache = cache
+    def __init__(self, placement: Placement) -> None:
+        self.placement = placement
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
 
@@ -63,12 +77,12 @@ class SlotCacheLayer:
         """Write the pass's (rows, kv_heads, queries, head_dim); return what it may attend to."""
         if self.keys is None or self.values is None:
             self.keys, self.values = self._allocate(key), self._allocate(value)
-        rows, read = self.cache.part, self.cache.read
-        where = (self.cache.flat(key.shape[1], key.device),)
+        rows, read = self.placement.part, self.placement.read
+        where = (self.placement.flat(key.shape[1], key.device),)
         for held, new in ((self.keys, key), (self.values, value)):
             held.view(-1, new.shape[-1]).index_put_(where, new.transpose(1, 2))
         return self.keys[rows, :, read], self.values[rows, :, read]
 
     def _allocate(self, states: Tensor) -> Tensor:
         _, heads, _, dim = states.shape
-        return states.new_zeros(self.cache.rows, heads, self.cache.entries, dim)
+        return states.new_zeros(self.placement.rows, heads, self.placement.entries, dim)

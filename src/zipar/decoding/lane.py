@@ -178,7 +178,9 @@ class Lane:
 
     @torch.inference_mode()
     def step(self) -> int:
-        """One forward pass of all images; returns the queries that it evaluated for each."""
+        """One forward pass of all images, if there are any; returns the queries that it evaluated for each."""
+        if not self._images:
+            return 0
         rows, bounds = self._shape()
         self._first(rows)  # lest a compiled pass makes it
         run = self.forward if self._graphs is None else partial(self._graphs, self.forward)

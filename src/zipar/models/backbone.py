@@ -55,13 +55,13 @@ class _Layer(CacheLayerMixin):
         """The slot cache is allocated already."""
 
     def get_seq_length(self, *args: Any) -> int:
-        return self.layer.cache.read.stop
+        return self.layer.placement.read.stop
 
     def get_mask_sizes(self, *args: Any) -> tuple[int, int]:
-        return self.layer.cache.read.stop, 0
+        return self.layer.placement.read.stop, 0
 
     def get_max_length(self) -> int:
-        return self.layer.cache.entries
+        return self.layer.placement.entries
 
     get_max_cache_shape = get_max_length  # its name in older versions
 
