@@ -15,7 +15,7 @@ from torch import Tensor
 
 import zipar
 from decoding import machine
-from studies import Batch, Watched, batches, parser, write
+from studies import ALONE, Batch, Watched, batches, parser, write
 from zipar.decoding.decodable import Prefix
 from zipar.decoding.engine import decode
 from zipar.decoding.jacobi import CoupledJacobi
@@ -27,9 +27,9 @@ from zipar.models.base import VisualModel
 
 STRATEGIES: dict[str, Strategy] = {
     "raster, once more": Raster(),
-    "Jacobi, 16 ahead": CoupledJacobi(16),
-    "Jacobi, 64 ahead": CoupledJacobi(64),
-    "Jacobi, 8 ahead in the wave of window 2": CoupledJacobi(8, 2),
+    "Jacobi, 16 ahead": CoupledJacobi(16, budget=ALONE),
+    "Jacobi, 64 ahead": CoupledJacobi(64, budget=ALONE),
+    "Jacobi, 8 ahead in the wave of window 2": CoupledJacobi(8, 2, ALONE),
 }
 ALONE = "raster, images one by one"
 

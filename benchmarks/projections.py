@@ -18,7 +18,7 @@ from torch import Tensor
 
 import zipar
 from decoding import machine
-from studies import batches, mean, parser, write
+from studies import ALONE, batches, mean, parser, write
 from zipar.decoding.engine import decode
 from zipar.decoding.jacobi import CoupledJacobi
 from zipar.decoding.raster import Raster
@@ -31,8 +31,8 @@ STATIC: dict[str, Strategy] = {"raster": Raster(), "ZipAR 8": ZipAR(8), "ZipAR 4
 FAMILIES: dict[str, dict[str, Strategy]] = {
     "ZipAR 4": {f"ZipAR 4, {n} ahead": ZipAR(4, n) for n in (8, 4, 16)},
     "ZipAR 2": {f"ZipAR 2, {n} ahead": ZipAR(2, n) for n in (8, 4, 16)},
-    "Jacobi": {f"Jacobi, {n} ahead": CoupledJacobi(n) for n in (16, 8)},
-    "wave": {f"Jacobi, {n} ahead in the wave of window 2": CoupledJacobi(n, 2) for n in (8, 4)},
+    "Jacobi": {f"Jacobi, {n} ahead": CoupledJacobi(n, budget=ALONE) for n in (16, 8)},
+    "wave": {f"Jacobi, {n} ahead in the wave of window 2": CoupledJacobi(n, 2, ALONE) for n in (8, 4)},
 }
 """In each family the rate of the first one has to predict the others."""
 SIDES = (16, 24, 32, 48, 90)

@@ -11,6 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ import near_ties
 import projections
 import unwritten_zeros
 from decoding import machine
-from studies import SEED, prompts
+from studies import ALONE, SEED, prompts
 from zipar.decoding import names
+from zipar.decoding.jacobi import CoupledJacobi
 from zipar.decoding.strategy import Strategy
 from zipar.evaluation import plots, tables
 from zipar.evaluation.fid import Moments
@@ -44,6 +46,11 @@ COST = ["strategy", "forward_passes", "fewer", "slots_evaluated", "seconds", "sp
 ATTRIBUTES = ("object", "style", "background", "size", "position", "all")
 ACCURACY = ["strategy", *(f"accuracy.{name}" for name in ATTRIBUTES), "accuracy_difference.all"]
 Row = Mapping[str, Any]
+
+
+def alone(strategy: Strategy) -> Strategy:
+    """``strategy`` with passes that do not depend on the batch."""
+    return replace(strategy, budget=ALONE) if isinstance(strategy, CoupledJacobi) else strategy
 
 
 def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -163,7 +170,7 @@ def main() -> None:
         batch_size=args.batch_size,
         folder=args.output / "batches",
     )
-    strategies = [names.parse(name) for name in dict.fromkeys(["raster", *args.strategies])]
+    strategies = [alone(names.parse(name)) for name in dict.fromkeys(["raster", *args.strategies])]
     judge = Judge.load(directory / "judge")
     reference = Reference(judge.features, Moments.load(directory / "judge" / "reference.safetensors"), 1000)
     report = evaluate(

@@ -20,6 +20,8 @@ from zipar.models.base import VisualModel
 sys.path.append(str(Path(__file__).parents[1] / "recipes" / "emoji"))
 from prompts import prompts  # type: ignore[import-not-found]
 
+ALONE = 10**6
+"""Budget of lossless drafts with which the images of a batch draft as far as each would alone."""
 SEED = 7
 """Of the prompts and, counting up, of the images."""
 
