@@ -57,7 +57,7 @@ def decodings(monkeypatch):
     """What the engine was asked for, call by call; it answers at once."""
     asked = []
 
-    def decode(visual, prefix, grid, strategy, sampling, seeds):
+    def decode(visual, prefix, grid, strategy, sampling, seeds, **settings):
         asked.append((prefix, strategy, sampling, seeds))
         return type("Decoded", (), {"tokens": torch.zeros(len(seeds), grid.slots, dtype=torch.int64)})
 

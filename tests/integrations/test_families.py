@@ -44,8 +44,8 @@ def passes(monkeypatch):
     """Forward passes of each decoding."""
     taken = []
 
-    def decode(*args):
-        found = engine(*args)
+    def decode(*args, **settings):
+        found = engine(*args, **settings)
         taken.append(found.forward_passes)
         return found
 
