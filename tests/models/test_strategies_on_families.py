@@ -1,6 +1,7 @@
 """Every strategy on every family that transformers implements: guided batches of prompts of different lengths."""
 
 import pytest
+import torch
 
 import zipar
 from zipar import AdaptiveZipAR, CoupledJacobi, Raster, ZipAR
@@ -31,6 +32,23 @@ def paint(request, checkpoints):
 @pytest.fixture(scope="module")
 def raster(paint):
     return {str(settings): paint(Raster(), settings=settings) for settings in (GREEDY, FILTERED)}
+
+
+@pytest.mark.parametrize("family", ["emu3", "lumina_mgpt"])
+def test_a_hook_on_the_head_counts_from_the_next_image_on(checkpoints, family):
+    pipe = zipar.Pipeline(
+        auto.family(checkpoints(family)).load(checkpoints(family), torch.float32, torch.device("cpu"))
+    )
+    height, width = SIZES[family]
+
+    def painted():
+        return pipe("fox", strategy=ZipAR(2), height=height, width=width, **GREEDY).tokens.tolist()
+
+    before = painted()
+    hook = pipe.model.model.lm_head.register_forward_hook(lambda module, inputs, logits: -logits)
+    assert painted() != before
+    hook.remove()
+    assert painted() == before
 
 
 @pytest.mark.parametrize("settings", [GREEDY, FILTERED], ids=["greedy", "filtered"])

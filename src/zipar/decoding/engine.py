@@ -12,7 +12,6 @@ from zipar.decoding.decodable import Decodable, Prefix
 from zipar.decoding.lane import Finished, Lane
 from zipar.decoding.sampling import Sampling
 from zipar.decoding.strategy import Strategy
-from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
 
 ROWS, PREFIX = 8, 64
@@ -75,10 +74,6 @@ def decode(
         ZipARError: the prefix does not fit the seeds.
     """
     device, dtype, count = prefix.embeddings.device, prefix.embeddings.dtype, len(seeds)
-    if len(prefix.valid) != count * (2 if sampling.guided else 1):
-        raise ZipARError(
-            f"{len(prefix.valid)} prefix rows do not fit {count} seeds with guidance {sampling.guidance_scale}"
-        )
     started, prefilling = _clock(device), 0.0
     arrivals = {prefix.valid.shape[1]: [(range(count), prefix)]}
     if deterministic:

@@ -144,6 +144,7 @@ class TransformersModel(VisualModel):
         if self._double is None:
             self._double = Double(self.model, self.decoder, "zipar")
         self._double.refresh(self.stepped())
+        self._head = None
         if self.head_rows is not None and is_plain(self.model.lm_head):
             self._head = packed(self.model.lm_head, self.head_rows)
 
