@@ -1,12 +1,14 @@
 """Packed linear layers against PyTorch's own."""
 
 import copy
+import pickle
+import threading
 
 import pytest
 import torch
 from torch import nn
 
-from zipar.models.packing import BFLOAT16, PackedLinear, forget, pack, packed
+from zipar.models.packing import BFLOAT16, PackedInPlace, forget, pack, packed
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available() or not torch.backends.cpu.get_cpu_capability().startswith("AVX"),
@@ -15,7 +17,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def packed_layers(network):
-    return [name for name, module in network.named_modules() if isinstance(module, PackedLinear)]
+    return [name for name, module in network.named_modules() if isinstance(module, PackedInPlace)]
 
 
 @pytest.fixture
@@ -77,6 +79,93 @@ def test_weights_that_count_no_writes_are_packed_anew():
         assert packed(layer) is not packed(layer)
 
 
+LOOKS = {
+    "parameters": lambda network: list(network.parameters()),
+    "state": lambda network: network.state_dict(),
+    "weight": lambda network: (network[0].weight, network[2][0].weight),
+    "copy": copy.deepcopy,
+    "pickle": pickle.dumps,
+    "move": lambda network: network.to("cpu"),
+    "load": lambda network: network.load_state_dict(network.state_dict()),
+    "compile": lambda network: torch.compile(network, backend="eager", fullgraph=True)(torch.randn(2, 24)),
+    "gradient": lambda network: network(torch.randn(2, 24, requires_grad=True)).sum().backward(),
+    "other numbers": lambda network: pytest.raises(RuntimeError, network, torch.randn(2, 24, dtype=torch.float64)),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+def test_who_looks_at_packed_weights_finds_an_ordinary_layer(network, look):
+    x, state = torch.randn(3, 24), {name: value.clone() for name, value in network.state_dict().items()}
+    expected = network(x)
+    with torch.inference_mode():
+        pack([network])
+        assert packed_layers(network) == ["0", "2.0"]
+        repr(network), network.eval(), list(network.modules())
+        assert packed_layers(network) == ["0", "2.0"]  # that was none of its weights
+    look(network)
+    assert "0" not in packed_layers(network)
+    found = network.state_dict()
+    assert found.keys() == state.keys()
+    assert all(found[name].equal(value) for name, value in state.items())
+    assert not any(value.is_inference() for value in found.values())
+    torch.testing.assert_close(network(x), expected)
+
+
+def test_copies_of_packed_layers_have_weights_of_their_own(network):
+    x = torch.randn(3, 24)
+    pack([network])
+    expected = network(x)
+    for other in copy.deepcopy(network), pickle.loads(pickle.dumps(network)):
+        torch.testing.assert_close(other(x), expected)
+        with torch.no_grad():
+            other[0].weight.zero_()
+        torch.testing.assert_close(network(x), expected)
+        assert not torch.allclose(other(x), expected)
+
+
+def test_weights_under_training_are_not_packed_in_place(network):
+    network[0].requires_grad_()
+    pack([network])
+    assert packed_layers(network) == ["2.0"]
+
+
+def test_a_new_bias_counts(network):
+    x = torch.randn(3, 24)
+    pack([network])
+    before = network(x)
+    network[0].bias.data = network[0].bias.data + 1
+    assert packed_layers(network) == ["0", "2.0"]
+    assert not torch.allclose(network(x), before)
+
+
+def test_layers_may_be_packed_and_looked_at_by_many_threads(network):
+    x, failed, stop = torch.randn(3, 24), [], threading.Event()
+    expected = network(x)
+
+    def use():
+        while not stop.is_set():
+            if not torch.allclose(network(x), expected, atol=1e-5):
+                failed.append("result")
+
+    def guarded():
+        try:
+            use()
+        except Exception as error:
+            failed.append(error)
+            raise
+
+    threads = [threading.Thread(target=guarded) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(200):
+        pack([network])
+        list(network.parameters())
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not failed
+
+
 def test_what_a_wrapper_may_read_is_left_alone():
     """Adapters compute with the weights of the layer that they wrap."""
 
@@ -85,7 +174,7 @@ def test_what_a_wrapper_may_read_is_left_alone():
             super().__init__()
             self.base_layer = nn.Linear(8, 4)
 
-    network = nn.Sequential(nn.Linear(4, 8), Adapter())
+    network = nn.Sequential(nn.Linear(4, 8), Adapter()).requires_grad_(False)
     pack([network])
     assert packed_layers(network) == ["0"]
 

@@ -4,10 +4,10 @@ A family that transformers implements keeps its modules as they are: a ``Cache``
 ``SlotCache``, an attention function, and 4-D masks, which its decoders pass on unchanged.
 """
 
+import copy
 import inspect
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,8 +21,9 @@ from zipar.checkpoints.files import build
 from zipar.decoding.attention import attend
 from zipar.decoding.cache import SlotCache, SlotCacheLayer
 from zipar.decoding.decodable import Prefix
+from zipar.errors import ZipARError
 from zipar.models.base import VisualModel
-from zipar.models.double import Double, can_be_doubled
+from zipar.models.double import runs_itself
 from zipar.models.packing import is_bare, is_plain, packed
 
 
@@ -39,6 +40,8 @@ def _attention(
 
 
 AttentionInterface.register("zipar", _attention)
+_MASKED = ("eager", "sdpa")
+"""Of transformers' own attentions, those that take our masks."""
 
 
 class _Layer(CacheLayerMixin):
@@ -80,8 +83,7 @@ class TransformersModel(VisualModel):
         self.model = model
         self.decoder = decoder
         self.layers = decoder.config.num_hidden_layers
-        self._double: Double | None = None
-        self._head: nn.Module | None = None
+        self._head: Callable[[Tensor], Tensor] | None = None
         uncompiled = getattr(decoder, "_orig_mod", decoder)  # torch.compile hides the signature
         names = inspect.signature(uncompiled.forward).parameters
         self._cache_argument = "cache" if "cache" in names else "past_key_values"  # its name before transformers 5.24
@@ -132,32 +134,37 @@ class TransformersModel(VisualModel):
         logits = self.logits(self._run(self.embed(tokens), lengths[:, None] + slots, cache, mask))
         return logits.to(tokens.device)
 
-    def running(self, module: nn.Module) -> Any:
-        """What runs in a pass in place of ``module``, a part of the user's model: its double, where it has one."""
-        return module if self._double is None else self._double.of(module)
-
     def _take_up(self) -> None:
-        """Follow what the user did with the model and its weights."""
-        if not can_be_doubled(self.stepped()):
-            self._double = self._head = None
-            return
-        if self._double is None:
-            self._double = Double(self.model, self.decoder, "zipar")
-        self._double.refresh(self.stepped())
+        """Follow what the user did with the model and its weights.
+
+        Raises:
+            ZipARError: the attention of code that was made of the model takes no masks.
+        """
+        own = self.decoder.config
+        if runs_itself(self.stepped()) and own._attn_implementation not in _MASKED:
+            raise ZipARError(
+                f"{type(self.model).__name__} is compiled or wrapped, and its attention "
+                f"({own._attn_implementation}) takes no masks: load it with attn_implementation='sdpa'"
+            )
+        ours = copy.copy(own)
+        ours._attn_implementation_internal = "zipar"  # the setter would reach into what the copy shares
+        self._follow(self.model, own, ours)
         self._head = None
         if self.head_rows is not None and is_plain(self.model.lm_head):
-            self._head = packed(self.model.lm_head, self.head_rows)
+            self._head = packed(self.model.lm_head, self.head_rows).forward  # no module, which would be registered
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_head": None}
 
     def _run(self, embeddings: Tensor, positions: Tensor, cache: SlotCache, mask: Tensor) -> Tensor:
         layers = Cache(layers=[_Layer(layer) for layer in cache.layers])
-        with nullcontext() if self._double is not None else self._plugged():
-            output = self.running(self.decoder)(
-                inputs_embeds=embeddings,
-                attention_mask=mask,
-                position_ids=positions,
-                use_cache=True,
-                **{self._cache_argument: layers},
-            )
+        output = self.running(self.decoder)(
+            inputs_embeds=embeddings,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=True,
+            **{self._cache_argument: layers},
+        )
         hidden: Tensor = output.last_hidden_state
         return hidden
 
@@ -170,14 +177,3 @@ class TransformersModel(VisualModel):
         if type(head) is nn.Linear and is_bare(head) and type(head.weight) is nn.Parameter and head.bias is None:
             return F.linear(hidden.to(head.weight.device), head.weight[self.head_rows]).float()
         return head(hidden)[..., self.head_rows].float()  # sharded, quantised, wrapped: it alone knows its weights
-
-    @contextmanager
-    def _plugged(self) -> Iterator[None]:
-        """Our attention on a model that has no double, for the time of a pass."""
-        config = self.decoder.config
-        own = config._attn_implementation
-        config._attn_implementation = "zipar"
-        try:
-            yield
-        finally:
-            config._attn_implementation = own

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from zipar.decoding.cache import SlotCache
 from zipar.decoding.decodable import Prefix
 from zipar.decoding.sampling import Sampling
 from zipar.grid import TokenGrid
+from zipar.models.double import Double
 from zipar.models.packing import is_bare
 from zipar.prompts import PromptVocabulary
 
@@ -35,6 +36,7 @@ class VisualModel(ABC, nn.Module):
     """What prompts may say, where the model knows."""
     quantized: str | None = None
     """What its linear layers were quantised to, "int8", if they were."""
+    _double: Double | None = None
 
     @property
     @abstractmethod
@@ -82,18 +84,32 @@ class VisualModel(ABC, nn.Module):
     def stepped(self) -> list[nn.Module]:
         """The modules that every forward pass runs through."""
 
+    def running(self, module: nn.Module) -> Any:
+        """What runs in a pass in place of ``module``, a part of the model: its double, once there is one."""
+        return module if self._double is None else self._double.of(module)
+
+    def _follow(self, root: nn.Module, config: Any = None, ours: Any = None) -> None:
+        """Take up what was done with ``root``, of which all parts that run are parts, since its double was made."""
+        double = self._double
+        if double is None or double.root is not root:
+            double = Double(root)
+        double.refresh(self.stepped(), config, ours)
+        self._double = double
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, which make a double of their own."""
+        return {name: value for name, value in vars(self).items() if name != "_double"}
+
     def capturable(self) -> bool:
         """Whether passes may be replayed as CUDA graphs: one GPU holds all that runs, and nothing is wrapped around it.
 
         What a hook does on the processor would be done once and then no more.
         """
+        if self.device.type != "cuda":
+            return False
         parts = [part for module in self.stepped() for part in module.modules()]
         held = [weight for part in parts for weight in part.parameters(recurse=False)]
-        return (
-            self.device.type == "cuda"
-            and all(map(is_bare, parts))
-            and all(weight.device == self.device for weight in held)
-        )
+        return all(map(is_bare, parts)) and all(weight.device == self.device for weight in held)
 
     @abstractmethod
     def pixels(self, tokens: Tensor) -> Tensor:

@@ -1,52 +1,72 @@
 """A model's modules once more, around the same parameters: what a pass switches is switched on the double alone."""
 
-import copy
 from collections.abc import Sequence
+from functools import partial
+from types import MethodType
 from typing import Any
 
 from torch import nn
 
-from zipar.models.packing import is_compiled, packable, packed
+from zipar.models.packing import is_compiled, leaves
 
 
 class Double:
     """Modules that compute what those of a model do, with our attention and with packed weights.
 
     The user's model is never touched, so other threads may use it meanwhile, and an error leaves nothing behind.
-    Parameters, buffers and hooks are the user's own.
+    Parameters, buffers and hooks are the user's own. A compiled module has no double: it runs itself.
     """
 
-    def __init__(self, model: nn.Module, decoder: nn.Module, attention: str) -> None:
-        """``decoder``: the part of ``model`` whose config names the ``attention``."""
-        self.model, self._decoder, self._attention = model, decoder, attention
+    def __init__(self, root: nn.Module) -> None:
+        """``root``: all that may run is in it."""
+        self.root = root
         self._twins: dict[nn.Module, nn.Module] = {}
 
     def of(self, module: nn.Module) -> Any:
         """The double of a part of the model."""
         return self._twins[module]
 
-    def refresh(self, stepped: Sequence[nn.Module]) -> None:
-        """Be as the model is now; linear layers in ``stepped`` are packed."""
-        config: Any = copy.copy(self._decoder.config)
-        config._attn_implementation_internal = self._attention  # the setter would reach into what the copy shares
-        own = self._decoder.config
-        leaves: dict[nn.Module, nn.Module] = {layer: packed(layer) for _, _, layer in packable(stepped)}
-        for module in self.model.modules():
-            if module not in self._twins:
+    def refresh(self, stepped: Sequence[nn.Module], config: Any = None, ours: Any = None) -> None:
+        """Be as the model is now: linear layers in ``stepped`` packed, and ``ours`` the config of what has ``config``.
+
+        Passes of other threads may be running: nothing that they read is missing for a moment.
+        """
+        packed = leaves(stepped)
+        for module in self.root.modules():
+            twin = self._twins.get(module)
+            if is_compiled(module):
+                self._twins[module] = module
+            elif twin is module or type(twin) is not type(module):
                 self._twins[module] = object.__new__(type(module))
         for module, twin in self._twins.items():
-            held = vars(twin)
-            held.clear()
-            held.update(vars(module))
-            held["_modules"] = {
-                name: child if child is None else leaves.get(child, self._twins[child])
+            if twin is module:
+                continue
+            now = {name: _bound(value, module, twin) for name, value in vars(module).items()}
+            now["_modules"] = {
+                name: child if child is None else packed.get(child, self._twins[child])
                 for name, child in module._modules.items()
             }
-            if held.get("config") is own:
-                held["config"] = config
+            if config is not None and now.get("config") is config:
+                now["config"] = ours
+            held = vars(twin)
+            held.update(now)
+            for name in held.keys() - now.keys():
+                del held[name]
 
 
-def can_be_doubled(modules: Sequence[nn.Module]) -> bool:
-    """Whether all that runs is the modules' own code: not compiled, and not wrapped by the hooks of a device map."""
-    parts = [part for module in modules for part in module.modules()]
-    return not any(is_compiled(part) or "forward" in vars(part) for part in parts)
+def _bound(value: Any, module: nn.Module, twin: nn.Module) -> Any:
+    """What is bound to a module, such as the ``forward`` that a device map gives it, bound to its twin."""
+    if isinstance(value, MethodType) and value.__self__ is module:
+        return MethodType(value.__func__, twin)
+    if isinstance(value, partial) and any(argument is module for argument in value.args):
+        return partial(value.func, *(twin if given is module else given for given in value.args), **value.keywords)
+    return value
+
+
+def runs_itself(modules: Sequence[nn.Module]) -> bool:
+    """Whether some of ``modules`` run code that was made of themselves: compiled, or put in place of ``forward``."""
+    for part in (part for module in modules for part in module.modules()):
+        forward = vars(part).get("forward")
+        if is_compiled(part) or (forward is not None and _bound(forward, part, part) is forward):
+            return True
+    return False

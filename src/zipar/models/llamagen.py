@@ -129,11 +129,11 @@ class LlamaGen(VisualModel):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.decoder.output.weight.dtype
+        return self.decoder.tok_embeddings.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.decoder.output.weight.device
+        return self.decoder.tok_embeddings.weight.device
 
     def grid(self, height: int, width: int) -> TokenGrid:
         if (height, width) != self.image_size:
@@ -189,13 +189,17 @@ class LlamaGen(VisualModel):
         return Prefix(embedder(features), valid)
 
     def prefill(self, prefix: Prefix, cache: SlotCache, mask: Tensor) -> Tensor:
+        self._follow(self.decoder)
+        self.rotary = self.rotary.to(self.device)
         rotary = prefix_rotary(self.decoder.config, prefix.valid.shape[1]).to(self.device)[None]
-        hidden = self.decoder(prefix.embeddings, rotary, mask, cache)
-        return self.decoder.output(hidden[:, -1:]).float()
+        decoder = self.running(self.decoder)
+        hidden = decoder(prefix.embeddings, rotary, mask, cache)
+        return decoder.output(hidden[:, -1:]).float()
 
     def step(self, tokens: Tensor, slots: Tensor, lengths: Tensor, cache: SlotCache, mask: Tensor) -> Tensor:
-        hidden = self.decoder(self.decoder.tok_embeddings(tokens), self.rotary[slots], mask, cache)
-        return self.decoder.output(hidden).float()
+        decoder = self.running(self.decoder)
+        hidden = decoder(decoder.tok_embeddings(tokens), self.rotary[slots], mask, cache)
+        return decoder.output(hidden).float()
 
     def stepped(self) -> list[nn.Module]:
         return [self.decoder]

@@ -5,6 +5,7 @@ weights. These are the operators of oneDNN that ``torch.compile`` uses on weight
 """
 
 from collections.abc import Iterator, Sequence
+from threading import RLock
 from typing import Any, TypeGuard
 from weakref import WeakKeyDictionary
 
@@ -25,7 +26,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.eval()
         self.weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
-        self.bias = None if bias is None else bias.detach()
+        self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
@@ -33,10 +34,58 @@ class PackedLinear(nn.Module):
         return product
 
 
+class PackedInPlace(nn.Linear):
+    """An ``nn.Linear`` whose weights lie packed until someone asks for them, and are parameters as ever from then on.
+
+    So what holds its weights but once can still be copied, pickled, moved, saved, trained and wrapped.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        held = vars(self).get("_packed")
+        trained = torch.is_grad_enabled() and x.requires_grad
+        if held is None or trained or x.dtype != held.weight.dtype or torch.is_autocast_enabled(x.device.type):
+            return nn.Linear.forward(self, x)  # which asks for the weights
+        return held(x)
+
+    @property
+    def weight(self) -> nn.Parameter:  # type: ignore[override]  # of what is a plain attribute there
+        unpack(self)
+        return self.weight
+
+    @property
+    def _parameters(self) -> dict[str, nn.Parameter | None]:  # type: ignore[override]
+        unpack(self)
+        return self._parameters
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        unpack(self)
+        return self.__reduce_ex__(protocol)
+
+
+_changing = RLock()
+
+
 def pack(modules: Sequence[nn.Module]) -> None:
-    """Pack the linear layers in ``modules`` for good: weights are held once, but not to train, save or move."""
-    for parent, name, linear in packable(modules):
-        parent._modules[name] = PackedLinear(linear.weight, linear.bias)
+    """Pack the linear layers in ``modules`` in place, so that their weights are held once, but for any in training."""
+    for _, _, layer in packable(modules):
+        if layer.weight.requires_grad:
+            continue
+        held = PackedLinear(layer.weight, layer.bias)
+        with _changing:
+            vars(layer)["_packed"] = held
+            layer.__class__ = PackedInPlace
+            vars(layer)["_parameters"]["weight"] = None
+
+
+def unpack(layer: nn.Linear) -> None:
+    """Make a layer that was packed in place an ``nn.Linear`` again."""
+    with _changing:
+        if (held := vars(layer).pop("_packed", None)) is None:
+            return
+        with torch.inference_mode(False):
+            weight = nn.Parameter(held.weight.to_dense(), requires_grad=False)
+        vars(layer)["_parameters"]["weight"] = weight
+        layer.__class__ = nn.Linear
 
 
 def packable(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
@@ -82,9 +131,20 @@ def packed(layer: nn.Linear, rows: slice | Tensor = slice(None)) -> PackedLinear
     stamp = _stamp(layer, rows)
     held = _copies.get(layer)
     if held is None or stamp is None or held[0] != stamp:
-        bias = None if layer.bias is None else layer.bias[rows]
+        bias = None if layer.bias is None else layer.bias[rows].detach()
         held = _copies[layer] = stamp, PackedLinear(layer.weight[rows], bias)
     return held[1]
+
+
+def leaves(modules: Sequence[nn.Module]) -> dict[nn.Module, PackedLinear]:
+    """What computes what the linear layers in ``modules`` do, packed, where that may stand in for them."""
+    found: dict[nn.Module, PackedLinear] = {layer: packed(layer) for _, _, layer in packable(modules)}
+    for module in modules:
+        for layer in module.modules():
+            held = vars(layer).get("_packed") if type(layer) is PackedInPlace and is_bare(layer) else None
+            if held is not None:
+                found[layer] = held
+    return found
 
 
 def forget(module: nn.Module) -> None:
