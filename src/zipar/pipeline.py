@@ -19,7 +19,7 @@ from zipar.decoding.strategy import Strategy
 from zipar.decoding.zipar import ZipAR
 from zipar.errors import ZipARError
 from zipar.models import auto
-from zipar.models.base import VisualModel
+from zipar.models.base import VisualModel, in_own_precision
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,17 @@ class Pipeline:
         self.strategy = strategy or ZipAR()
         self.cuda_graphs = cuda_graphs
 
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "Pipeline":
+        """Move the model to a device, and its decoder to another number format; returns the pipeline itself.
+
+        Raises:
+            ZipARError: the device cannot be used, or the model was quantised for the one that it is on.
+        """
+        self.model.to(None if device is None else auto.usable(device), dtype)
+        return self
+
     @torch.inference_mode()
+    @in_own_precision
     def __call__(
         self,
         prompt: str | Sequence[str],

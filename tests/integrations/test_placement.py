@@ -9,69 +9,12 @@ import sys
 
 import pytest
 import torch
-from transformers import ChameleonForConditionalGeneration, Emu3ForConditionalGeneration, JanusForConditionalGeneration
-
-import zipar
-from zipar import ZipAR
-
-KINDS = {
-    "janus": JanusForConditionalGeneration,
-    "emu3": Emu3ForConditionalGeneration,
-    "lumina_mgpt": ChameleonForConditionalGeneration,
-}
-
-
-PROMPTS = {
-    "janus": lambda words: [[1, 7, 9, 10, 11, 8, 9, 4], [1, 7, 9, 12, 4]],
-    "emu3": lambda words: [
-        [words[word] for word in ("<|extra_203|>", *text, "<|image start|>", *"3*5", "<|image token|>")]
-        for text in ("fox", "f")
-    ],
-    "lumina_mgpt": lambda words: [[0, 8913, 8914, 8915, 8710, 8197, 8806, 8807], [0, 8918, 8710, 8197, 8806, 8807]],
-}
-
-
-def images(model, arguments):
-    with zipar.accelerate(model, ZipAR(3)):
-        return model.generate(**arguments)
-
-
-class Case:
-    """A family, where its model is, how it is asked for images, and what it answers."""
-
-    def __init__(self, family, directory):
-        self.family, self.kind = family, KINDS[family]
-        self.directory = directory / "decoder" if (directory / "decoder").is_dir() else directory
-        self.plain = self.load()
-        prompts = PROMPTS[family](getattr(self.plain.config, "vocabulary_map", None))
-        padding = [max(map(len, prompts)) - len(prompt) for prompt in prompts]
-        ids = [[0] * n + prompt for n, prompt in zip(padding, prompts, strict=True)]
-        mask = [[0] * n + [1] * len(prompt) for n, prompt in zip(padding, prompts, strict=True)]
-        asked = {"generation_mode": "image"} if family == "janus" else {"guidance_scale": 3.0, "max_new_tokens": 50}
-        self.arguments = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask), "do_sample": False}
-        self.arguments |= asked
-        self.expected = images(self.plain, self.arguments)
-
-    def load(self, **settings):
-        return self.kind.from_pretrained(self.directory, **settings)
-
-    def visual(self, sequences):
-        """Which tokens stand for a piece of an image, as transformers has them."""
-        mapping = getattr(self.plain.model, "vocabulary_mapping", None)
-        return torch.isin(sequences, torch.tensor(range(50) if mapping is None else mapping.image_tokens))
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def case(request, checkpoints):
-    found = Case(request.param, checkpoints(request.param))
-    assert len(found.expected.unique()) > 10
-    return found
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(case, dtype):
     model = case.load(dtype=dtype)
-    found = images(model, case.arguments)
+    found = case.images(model)
     assert model.dtype == dtype
     visual = case.visual(case.expected)
     assert case.visual(found).equal(visual)
@@ -91,12 +34,12 @@ def test_layers_embeddings_and_head_on_disk(case, tmp_path):
             places[name] = "cpu"
     model = case.load(device_map=places, offload_folder=tmp_path)
     assert model.get_input_embeddings().weight.is_meta  # until it is used
-    assert images(model, case.arguments).equal(case.expected)
+    assert case.images(model).equal(case.expected)
 
 
 def test_a_compiled_model(case):
     compiled = torch.compile(case.load(), backend="eager")
-    assert images(compiled, case.arguments).equal(case.expected)
+    assert case.images(compiled).equal(case.expected)
 
 
 def test_a_compiled_decoder(case):
@@ -108,9 +51,9 @@ def test_a_compiled_decoder(case):
     )
     decoder = getattr(holder, name)
     decoder.layers, decoder.config.num_hidden_layers = decoder.layers[:1], 1  # compilation takes its time
-    expected = images(model, case.arguments)
+    expected = case.images(model)
     setattr(holder, name, torch.compile(decoder, backend="eager"))
-    assert images(model, case.arguments).equal(expected)
+    assert case.images(model).equal(expected)
     assert 1 <= torch._dynamo.utils.counters["frames"]["ok"] <= 3  # the prefill, passes of one query, of several
 
 

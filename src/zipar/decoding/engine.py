@@ -12,6 +12,7 @@ from zipar.decoding.decodable import Decodable, Prefix
 from zipar.decoding.lane import Finished, Lane
 from zipar.decoding.sampling import Sampling
 from zipar.decoding.strategy import Strategy
+from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
 
 ROWS, PREFIX = 8, 64
@@ -71,7 +72,7 @@ def decode(
         cuda_graphs: replay passes as CUDA graphs, which only a model that is on one GPU alone bears.
 
     Raises:
-        ZipARError: the prefix does not fit the seeds.
+        ZipARError: the prefix does not fit the seeds, or the model's logits are no numbers.
     """
     device, dtype, count = prefix.embeddings.device, prefix.embeddings.dtype, len(seeds)
     started, prefilling = _clock(device), 0.0
@@ -107,6 +108,8 @@ def decode(
                     callback(Progress(passes, max(expected, passes), width))
         evaluated += lane.evaluated
     done = [finished[image] for image in range(count)]
+    if not all(image.finite for image in done):
+        raise no_numbers(dtype)
     return Decoded(
         torch.stack([image.tokens for image in done]),
         torch.stack([image.born for image in done]),
@@ -116,6 +119,15 @@ def decode(
         prefilling,
         _clock(device) - started - prefilling,
     )
+
+
+def no_numbers(dtype: torch.dtype) -> ZipARError:
+    """The error over logits that are NaN or infinite, of a model that computes in ``dtype``."""
+    if dtype == torch.float16:
+        likely = "float16 holds nothing above 65504, so load the model in bfloat16 or float32"
+    else:
+        likely = "its weights may be damaged, or the guidance scale too large"
+    return ZipARError(f"the model's logits are no finite numbers (NaN or infinity): {likely}")
 
 
 def _clock(device: torch.device) -> float:

@@ -35,6 +35,8 @@ class Finished(NamedTuple):
     """Queries of its row over all passes after the prefill, idle ones counted."""
     rejections: int
     """Tokens that an adaptive strategy took back."""
+    finite: bool
+    """Whether the logits that its tokens were drawn from are numbers; else the tokens mean nothing."""
 
 
 EXTENT = 128
@@ -94,6 +96,7 @@ class Lane:
         self.evaluated = 0
         """Queries of each row over all passes."""
         self._deterministic = deterministic
+        self._own_precision = torch.autocast(device.type, enabled=False)
         self._trims = device.type == "cpu" and not deterministic
         self._graphs = Graphs(device) if cuda_graphs else None
         self._images: list[_Image] = []
@@ -107,12 +110,14 @@ class Lane:
         self._shown, self._hidden = additive(torch.tensor([[[True, False]]], device=device), dtype).flatten().unbind()
         self.tokens = self._blank.repeat(rows, 1)
         self.born = torch.zeros_like(self.tokens)
+        self.scores = torch.zeros(self.tokens.shape, device=device)
+        """The logit of each token: NaN or infinite where any was."""
         self.passes = torch.ones(rows, dtype=torch.int64, device=device)
         self.seeds = torch.zeros(rows, dtype=torch.int64, device=device)
         self.keys = torch.zeros_like(self.tokens)
         """What the noise of each slot is made of."""
         self.temperature, self.noise, self.scale = (torch.ones(rows, 1, 1, device=device) for _ in range(3))
-        self._held = [self.tokens, self.born, self.passes, self.seeds, self.keys]
+        self._held = [self.tokens, self.born, self.scores, self.passes, self.seeds, self.keys]
         self._held += [self.temperature, self.noise, self.scale]
         # a row that never held an image sees zeros, lest a softmax over nothing leaves NaN in the cache
         self.written = torch.ones(rows * self.branches, entries, dtype=torch.bool, device=device)
@@ -155,7 +160,8 @@ class Lane:
         theirs = slice(rows.start * self.branches, rows.stop * self.branches)
         prompt = slice(self.cache.prefix - length, self.cache.prefix)
         self.cache.place(theirs, self._entries[prompt].expand(count, -1), prompt)
-        logits = self.model.prefill(prefix, self.cache, prefix.mask())
+        with self._own_precision:
+            logits = self.model.prefill(prefix, self.cache, prefix.mask())
         if self._tickets == 0:
             self.schedule.prepare(logits.shape[-1])
             self._numbers = torch.arange(logits.shape[-1], dtype=torch.int32, device=self.tokens.device)
@@ -167,7 +173,7 @@ class Lane:
         self.written[theirs] = False
         self.written[theirs, prompt] = prefix.valid
         self.lengths[theirs] = prefix.valid.sum(1)
-        self.tokens[rows], self.born[rows], self.passes[rows] = self._blank, 0, 0
+        self.tokens[rows], self.born[rows], self.scores[rows], self.passes[rows] = self._blank, 0, 0, 0
         self.schedule.reset(rows)
         self._draw(rows, logits, torch.zeros_like(self.passes[rows, None]))
         self.passes[rows] = 1
@@ -184,7 +190,8 @@ class Lane:
         rows, bounds = self._shape()
         self._first(rows)  # lest a compiled pass makes it
         run = self.forward if self._graphs is None else partial(self._graphs, self.forward)
-        width = run(rows, bounds)
+        with self._own_precision:
+            width = run(rows, bounds)
         self.evaluated += width
         for image in self._images:
             image.passes += 1
@@ -258,7 +265,9 @@ class Lane:
         top_k, top_p = self.sampling.top_k, self.sampling.top_p
         draw = Draw(self.temperature[rows], self.noise[rows], self.seeds[rows], top_k, top_p)
         noise = noise_of(self.keys[rows].gather(1, targets), self._numbers)
-        self.tokens[rows].scatter_(1, targets, sample(logits, draw, noise))
+        tokens = sample(logits, draw, noise)
+        self.tokens[rows].scatter_(1, targets, tokens)
+        self.scores[rows].scatter_(1, targets, logits.gather(-1, tokens[..., None])[..., 0])
         self.born[rows].scatter_(1, targets, self.passes[rows, None].expand_as(targets))
         return logits, draw
 
@@ -293,6 +302,7 @@ class Lane:
             int(born.max()) + 1,
             self.evaluated - image.evaluated,
             int(self.schedule.rejections[row]),
+            bool(self.scores[row, :-1].isfinite().all()),
         )
         if row < last:
             self.schedule.move(last, row)

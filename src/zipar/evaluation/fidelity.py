@@ -13,6 +13,7 @@ from torch import Tensor
 from zipar.decoding.attention import additive
 from zipar.decoding.cache import SlotCache
 from zipar.decoding.decodable import Decodable, Prefix
+from zipar.decoding.engine import no_numbers
 from zipar.decoding.sampling import Draw, Sampling, guide, probabilities
 from zipar.grid import TokenGrid
 
@@ -40,6 +41,9 @@ def likelihood(
         model, prefix, grid, sampling: as ``decode`` was given them.
         tokens: int64 (images, slots), as ``decode`` returned them.
         chunk: slots evaluated at a time.
+
+    Raises:
+        ZipARError: the model's logits are no numbers.
     """
     device, dtype = prefix.embeddings.device, prefix.embeddings.dtype
     rows, length = prefix.valid.shape
@@ -56,6 +60,8 @@ def likelihood(
 
     filtered = sampling.temperature == 0 or sampling.top_k > 0 or sampling.top_p < 1
 
+    own_precision = torch.autocast(device.type, enabled=False)
+
     def weigh(logits: Tensor, first: int) -> tuple[Tensor, Tensor]:
         if sampling.guided:
             logits = guide(logits, sampling.guidance_scale)
@@ -66,14 +72,19 @@ def likelihood(
         return scores[:, counted].double().sum(1), impossible[:, counted].double().sum(1)
 
     cache.place(everything, prompt.expand(rows, -1), slice(length))
-    total, outside = weigh(model.prefill(prefix, cache, prefix.mask()), 0)
+    with own_precision:
+        logits = model.prefill(prefix, cache, prefix.mask())
+    total, outside = weigh(logits, 0)
     for queries in slots[:-1].split(chunk):
         extent = int(queries[-1]) + 1
         seen = (slots[:extent] <= queries[:, None]).expand(rows, -1, -1)
         seen = torch.cat([prefix.valid[:, None].expand(-1, len(queries), -1), seen], dim=-1)
         slots_fed = queries.expand(rows, -1)
         cache.place(everything, length + slots_fed, slice(length + extent))
-        logits = model.step(fed[:, queries], slots_fed, lengths, cache, additive(seen, dtype))
+        with own_precision:
+            logits = model.step(fed[:, queries], slots_fed, lengths, cache, additive(seen, dtype))
         more, beyond = weigh(logits, int(queries[0]) + 1)
         total, outside = total + more, outside + beyond
+    if total.isnan().any():
+        raise no_numbers(dtype)
     return Likelihood(-total / grid.tokens, outside / grid.tokens)

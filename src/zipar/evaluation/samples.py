@@ -19,7 +19,7 @@ from zipar.decoding.sampling import Sampling
 from zipar.decoding.strategy import Strategy
 from zipar.evaluation.fidelity import likelihood
 from zipar.grid import TokenGrid
-from zipar.models.base import VisualModel
+from zipar.models.base import VisualModel, in_own_precision
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ class Study:
         self._make(strategy, self.prompts[:1], self.seed, None)
 
     @torch.inference_mode()
+    @in_own_precision
     def _make(
         self, strategy: Strategy, prompts: list[str], seed: int, callback: Callable[[Progress], None] | None
     ) -> Batch:

@@ -18,24 +18,44 @@ _REFUSED = (
 """Arguments of ``generate`` that have no meaning here, or none yet; a family may take some of them."""
 
 
+class _Generate:
+    """``generate`` of a model, images in parallel; that of a copy of the model is a copy, and belongs to it."""
+
+    def __init__(self, model: Any, strategy: Strategy | None) -> None:
+        self.model, self.strategy, self.undone = model, strategy, False
+        self.hidden = vars(model).get("generate")  # an acceleration outside this one, say
+        self.__wrapped__, self.__doc__ = model.generate, model.generate.__doc__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        own, family = self.__wrapped__, family_of(self.model)
+        arguments = inspect.signature(own).bind(*args, **kwargs).arguments
+        arguments |= arguments.pop("kwargs", {})
+        if self.undone or not family.wanted(self.model, arguments):
+            return own(*args, **kwargs)
+        for name in _REFUSED:
+            value = arguments.get(name)
+            if name not in family.arguments and value is not None and value is not False and value != []:
+                raise refusal(name, type(value).__name__)
+        return family.run(self.model, arguments, functools.partial(generate, strategy=self.strategy))
+
+
 class Acceleration:
     """A model whose images are decoded in parallel until ``undo``, or until the end of a ``with``."""
 
     def __init__(self, model: Any, strategy: Strategy | None) -> None:
+        family_of(model)
         self._model = model
-        self._hidden = vars(model).get("generate")  # an acceleration outside this one, say
-        self._generate = _accelerated(model, strategy)
-        model.generate = self._generate
+        self._generate = model.generate = _Generate(model, strategy)
 
     def undo(self) -> None:
-        """Give the model its former ``generate`` back; does nothing when that was done before."""
-        if vars(self._model).get("generate") is not self._generate:
-            return
-        if self._hidden is None:
-            del self._model.generate
-        else:
-            self._model.generate = self._hidden
-        forget(self._model)
+        """Take this acceleration away, whichever others there are; does nothing when that was done before."""
+        self._generate.undone = True
+        while isinstance(outermost := vars(self._model).get("generate"), _Generate) and outermost.undone:
+            if outermost.hidden is None:
+                del self._model.generate
+                forget(self._model)
+            else:
+                self._model.generate = outermost.hidden
 
     def __enter__(self) -> Any:
         return self._model
@@ -68,6 +88,9 @@ def accelerate(model: Any, strategy: Strategy | None = None) -> Acceleration:
             ``ChameleonForConditionalGeneration``, plain or compiled, on any devices.
         strategy: the order of decoding; None for ``ZipAR()``.
 
+    Accelerations of one model may be nested, and undone in any order. A copy of an accelerated model is accelerated
+    itself, for good. Passes compute in the model's own number format, whatever ``torch.autocast`` says.
+
     Returns:
         A handle: ``undo()`` it, or use it as a context manager, which gives the model and undoes at its end.
 
@@ -75,24 +98,3 @@ def accelerate(model: Any, strategy: Strategy | None = None) -> Acceleration:
         ZipARError: a model of another class. ``model.generate`` then raises it for an argument that cannot be honoured.
     """
     return Acceleration(getattr(model, "_orig_mod", model), strategy)
-
-
-def _accelerated(model: Any, strategy: Strategy | None) -> Any:
-    family = family_of(model)
-    own = model.generate
-    signature = inspect.signature(own)
-    decoding = functools.partial(generate, strategy=strategy)
-
-    @functools.wraps(own)
-    def accelerated(*args: Any, **kwargs: Any) -> Any:
-        arguments = signature.bind(*args, **kwargs).arguments
-        arguments |= arguments.pop("kwargs", {})
-        if not family.wanted(model, arguments):
-            return own(*args, **kwargs)
-        for name in _REFUSED:
-            value = arguments.get(name)
-            if name not in family.arguments and value is not None and value is not False and value != []:
-                raise refusal(name, type(value).__name__)
-        return family.run(model, arguments, decoding)
-
-    return accelerated

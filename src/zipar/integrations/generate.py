@@ -92,7 +92,7 @@ def generate(
     images = len(input_ids)
     seeds = torch.randint(2**63 - 1, (images,)).tolist() if generation_config.do_sample else [0] * images
     visual = family.visual(model, call)
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast(visual.device.type, enabled=False):
         prefix, grid = family.read(visual, call)
     graphs = not generation_config.disable_compile and visual.capturable()
     tokens = decode(visual, prefix, grid, strategy or ZipAR(), sampling, seeds, cuda_graphs=graphs).tokens

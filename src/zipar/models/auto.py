@@ -37,11 +37,7 @@ def load(
     """
     directory = find(name)
     found = family(directory)
-    try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=place).item()  # the meta device holds no values, others may not be there
-    except (RuntimeError, AssertionError) as error:
-        raise ZipARError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    place = usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype is None:
         dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
     if quantize is not None:
@@ -52,6 +48,20 @@ def load(
         model.quantized = quantize
     pack(model.stepped())
     return model
+
+
+def usable(device: str | torch.device) -> torch.device:
+    """The device of a name.
+
+    Raises:
+        ZipARError: nothing can be computed on it here.
+    """
+    try:
+        place = torch.device(device)
+        torch.empty(1, device=place).item()  # the meta device holds no values, others may not be there
+    except (RuntimeError, AssertionError) as error:
+        raise ZipARError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return place
 
 
 def outline(name: str | Path) -> VisualModel:

@@ -1,10 +1,11 @@
 """What the engine asks of a model."""
 
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,39 @@ from torch import Tensor, nn
 from zipar.decoding.cache import SlotCache
 from zipar.decoding.decodable import Prefix
 from zipar.decoding.sampling import Sampling
+from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
 from zipar.models.double import Double
 from zipar.models.packing import is_bare
 from zipar.prompts import PromptVocabulary
+
+
+def to_bytes(pixels: Tensor) -> Tensor:
+    """Floating-point pixels, 0 to 255 but for what is cut off -> uint8 of the same shape.
+
+    Raises:
+        ZipARError: some are no numbers.
+    """
+    if not bool(pixels.isfinite().all()):
+        raise ZipARError(
+            "the image decoder's pixels are no finite numbers (NaN or infinity): its weights may be damaged, or too "
+            "large for float16, so load it in bfloat16 or float32"
+        )
+    return pixels.clamp(0, 255).to(torch.uint8)
+
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def in_own_precision(method: _Method) -> _Method:
+    """Of what has a ``model``: a method that computes in its number format, whatever ``torch.autocast`` says."""
+
+    @functools.wraps(method)
+    def shielded(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(self.model.device.type, enabled=False):
+            return method(self, *args, **kwargs)
+
+    return cast(_Method, shielded)
 
 
 class VisualModel(ABC, nn.Module):
@@ -110,6 +140,37 @@ class VisualModel(ABC, nn.Module):
         parts = [part for module in self.stepped() for part in module.modules()]
         held = [weight for part in parts for weight in part.parameters(recurse=False)]
         return all(map(is_bare, parts)) and all(weight.device == self.device for weight in held)
+
+    def exact(self) -> list[nn.Module]:
+        """The modules that compute in float32, as their authors run them, whatever number format the others have."""
+        return []
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """What ``to``, ``half`` and the like do to all tensors; of exact modules they change the device alone.
+
+        Raises:
+            ZipARError: the model is quantised, and would leave its device.
+        """
+        moved = fn(torch.empty(0, dtype=self.dtype, device=self.device)).device
+        if self.quantized is not None and moved != self.device:
+            raise ZipARError(
+                f"weights in {self.quantized} are laid out for {str(self.device)!r}, where they were loaded: load the "
+                f"checkpoint for {str(moved)!r} instead"
+            )
+        exact = [
+            (held, name, tensor.data)
+            for module in self.exact()
+            for part in module.modules()
+            for held in (part._parameters, part._buffers)
+            for name, tensor in held.items()
+            if tensor is not None
+        ]
+        super()._apply(fn, recurse)
+        for held, name, tensor in exact:
+            now = held[name]
+            if now is not None and now.dtype != tensor.dtype:
+                now.data = tensor.to(now.device)
+        return self
 
     @abstractmethod
     def pixels(self, tokens: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Emu3ForConditionalGeneration, Emu3Processor
 
 from zipar.checkpoints.pretrained import load_model, load_processor
@@ -19,6 +19,7 @@ from zipar.decoding.sampling import Sampling
 from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
 from zipar.models.backbone import TransformersModel
+from zipar.models.base import to_bytes
 
 POSITIVE_PROMPT = " masterpiece, film grained, best quality."
 """The authors end every prompt so."""
@@ -158,6 +159,9 @@ class Emu3(TransformersModel):
     def logits(self, hidden: Tensor) -> Tensor:
         return self.head(hidden)
 
+    def exact(self) -> list[nn.Module]:
+        return [self.model.model.vqmodel]
+
     def codes(self, tokens: Tensor) -> Tensor:
         return tokens
 
@@ -169,7 +173,7 @@ class Emu3(TransformersModel):
         mean, std = (0.5, 0.5) if normalised is None else (normalised.image_mean, normalised.image_std)
         shift, scale = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (mean, std))
         pixels = (images.float() * scale + shift) * 255
-        return pixels.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+        return to_bytes(pixels).permute(0, 2, 3, 1)
 
 
 def _vocabulary(config: Any, visual: dict[int, int]) -> tuple[list[int], list[int]]:

@@ -18,6 +18,7 @@ from zipar.decoding.sampling import Sampling
 from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
 from zipar.models.backbone import TransformersModel
+from zipar.models.base import to_bytes
 
 
 class Janus(TransformersModel):
@@ -121,4 +122,4 @@ class Janus(TransformersModel):
         normalised = None if self.processor is None else self.processor.image_processor
         mean, std = (0.5, 0.5) if normalised is None else (normalised.image_mean, normalised.image_std)
         shift, scale = (torch.tensor(values, device=pixels.device) for values in (mean, std))
-        return ((pixels * scale + shift) * 255).clamp(0, 255).to(torch.uint8)
+        return to_bytes((pixels * scale + shift) * 255)

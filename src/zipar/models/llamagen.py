@@ -26,7 +26,7 @@ from zipar.decoding.sampling import Sampling
 from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
 from zipar.image_tokenizers.vq import VQConfig, VQModel
-from zipar.models.base import VisualModel
+from zipar.models.base import VisualModel, to_bytes
 from zipar.models.imagenet import imagenet_class
 from zipar.prompts import PromptVocabulary
 
@@ -204,6 +204,9 @@ class LlamaGen(VisualModel):
     def stepped(self) -> list[nn.Module]:
         return [self.decoder]
 
+    def exact(self) -> list[nn.Module]:
+        return [self.image_tokenizer]
+
     def codes(self, tokens: Tensor) -> Tensor:
         return tokens
 
@@ -215,8 +218,8 @@ class LlamaGen(VisualModel):
         return super().examples(count)
 
     def pixels(self, tokens: Tensor) -> Tensor:
-        pixels = self.image_tokenizer.decode(tokens).float().clamp(-1, 1)
-        return ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+        pixels = self.image_tokenizer.decode(tokens).float()
+        return to_bytes(((pixels + 1) * 127.5).round()).permute(0, 2, 3, 1)
 
 
 def load_text_encoder(directory: Path, dtype: torch.dtype) -> tuple[Any, Any]:

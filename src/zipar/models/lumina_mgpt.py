@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import ChameleonForConditionalGeneration
 
 from zipar.checkpoints.files import build, read_config, read_tensors, read_tokenizer
@@ -28,6 +28,7 @@ from zipar.grid import TokenGrid
 from zipar.image_tokenizers.chameleon import ChameleonImageDecoder, code_ids
 from zipar.image_tokenizers.vq import VQConfig
 from zipar.models.backbone import TransformersModel
+from zipar.models.base import to_bytes
 
 TOKEN_SIDE = 16
 """Pixels along a side of the square that an image token stands for."""
@@ -200,6 +201,9 @@ class Chameleon(TransformersModel):
     def logits(self, hidden: Tensor) -> Tensor:
         return self.head(hidden)
 
+    def exact(self) -> list[nn.Module]:
+        return [] if self.image_tokenizer is None else [self.image_tokenizer]
+
     def codes(self, tokens: Tensor) -> Tensor:
         return self.code_of[tokens]
 
@@ -209,8 +213,8 @@ class Chameleon(TransformersModel):
                 f"this {type(self).__name__} was made without an image decoder, which transformers has not: "
                 "load a directory that `zipar convert` made, or give it a ChameleonImageDecoder"
             )
-        pixels = self.image_tokenizer.decode(tokens).clamp(-1, 1)
-        return ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+        pixels = self.image_tokenizer.decode(tokens)
+        return to_bytes(((pixels + 1) * 127.5).round()).permute(0, 2, 3, 1)
 
 
 class LuminaMGPT(Chameleon):

@@ -7,7 +7,8 @@ On x86 CPUs these are FBGEMM's operators, which PyTorch brings along; on GPUs it
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from threading import Lock
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from zipar.models.packing import linear_layers
 WAYS = ("int8",)
 """How weights can be quantised."""
 _ENGINES = ("x86", "fbgemm")
+_one_at_a_time = Lock()  # for filters of warnings are the process's
 _TINY = 1e-12
 """Stands for the largest value of a row that is all zeros."""
 
@@ -68,13 +70,23 @@ class QuantizedLinear(nn.Module):
         weight = linear.weight.detach().float()
         scale = pair_safe_scale(weight)
         rounded = (weight / scale[:, None]).round_().to(torch.int8)
-        zeros = torch.zeros(len(scale), dtype=torch.int64)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # pytorch#184982: tensors of qint8 are deprecated
-            whole = torch._make_per_channel_quantized_tensor(rounded, scale.double(), zeros, 0)
-        self.packed: Any = torch.ops.quantized.linear_prepack(whole, None)
+        self.packed: Any = _prepacked(rounded, scale.double())
         self.bias = None if linear.bias is None else linear.bias.detach().float()
         self.weight = torch.empty(0, dtype=linear.weight.dtype)  # models ask it for their dtype and device
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Integers stay as they are, and where they are."""
+        self.weight = fn(self.weight)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: what is packed has neither."""
+        whole, _ = torch.ops.quantized.linear_unpack(self.packed)
+        return vars(self) | {"packed": (whole.int_repr(), whole.q_per_channel_scales())}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.packed = _prepacked(*self.packed)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
@@ -86,6 +98,15 @@ class QuantizedLinear(nn.Module):
         )
         product.mul_(peak)
         return (product if self.bias is None else product.add_(self.bias)).to(x.dtype)
+
+
+def _prepacked(weight: Tensor, scale: Tensor) -> Any:
+    """What FBGEMM multiplies by: of int8 ``weight`` (out, in), and the float64 step (out,) of each channel."""
+    zeros = torch.zeros(len(scale), dtype=torch.int64)
+    with _one_at_a_time, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # pytorch#184982: tensors of qint8 are deprecated
+        whole = torch._make_per_channel_quantized_tensor(weight, scale, zeros, 0)
+    return torch.ops.quantized.linear_prepack(whole, None)
 
 
 def pair_safe_scale(weight: Tensor) -> Tensor:

@@ -1,0 +1,66 @@
+import pytest
+import torch
+from transformers import ChameleonForConditionalGeneration, Emu3ForConditionalGeneration, JanusForConditionalGeneration
+
+import zipar
+from zipar import ZipAR
+
+KINDS = {
+    "janus": JanusForConditionalGeneration,
+    "emu3": Emu3ForConditionalGeneration,
+    "lumina_mgpt": ChameleonForConditionalGeneration,
+}
+
+
+PROMPTS = {
+    "janus": lambda words: [[1, 7, 9, 10, 11, 8, 9, 4], [1, 7, 9, 12, 4]],
+    "emu3": lambda words: [
+        [words[word] for word in ("<|extra_203|>", *text, "<|image start|>", *"3*5", "<|image token|>")]
+        for text in ("fox", "f")
+    ],
+    "lumina_mgpt": lambda words: [[0, 8913, 8914, 8915, 8710, 8197, 8806, 8807], [0, 8918, 8710, 8197, 8806, 8807]],
+}
+
+
+class Case:
+    """A family, where its model is, how it is asked for images, and what it answers."""
+
+    def __init__(self, family, directory):
+        self.family, self.kind = family, KINDS[family]
+        self.directory = directory / "decoder" if (directory / "decoder").is_dir() else directory
+        self.plain = self.load()
+        prompts = PROMPTS[family](getattr(self.plain.config, "vocabulary_map", None))
+        padding = [max(map(len, prompts)) - len(prompt) for prompt in prompts]
+        ids = [[0] * n + prompt for n, prompt in zip(padding, prompts, strict=True)]
+        mask = [[0] * n + [1] * len(prompt) for n, prompt in zip(padding, prompts, strict=True)]
+        asked = {"generation_mode": "image"} if family == "janus" else {"guidance_scale": 3.0, "max_new_tokens": 50}
+        self.arguments = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask), "do_sample": False}
+        self.arguments |= asked
+        self.expected = self.images(self.plain)
+
+    def load(self, **settings):
+        return self.kind.from_pretrained(self.directory, **settings)
+
+    def images(self, model, **settings):
+        with zipar.accelerate(model, ZipAR(3)):
+            return model.generate(**self.arguments | settings)
+
+    def text(self, model):
+        """What the model writes for prompts that ask for no image."""
+        mode = {"generation_mode": "text"} if self.family == "janus" else {"guidance_scale": None}
+        ids = self.arguments["input_ids"][:, :-3]
+        mask = self.arguments["attention_mask"][:, :-3]
+        given = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": 4, "do_sample": False}
+        return model.generate(**given | mode)
+
+    def visual(self, sequences):
+        """Which tokens stand for a piece of an image, as transformers has them."""
+        mapping = getattr(self.plain.model, "vocabulary_mapping", None)
+        return torch.isin(sequences, torch.tensor(range(50) if mapping is None else mapping.image_tokens))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def case(request, checkpoints):
+    found = Case(request.param, checkpoints(request.param))
+    assert len(found.expected.unique()) > 10
+    return found
