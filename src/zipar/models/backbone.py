@@ -119,7 +119,7 @@ class TransformersModel(VisualModel):
         """Where prompts go in; under a device map, where the hook of the embeddings wants them."""
         embeddings: Any = self.decoder.get_input_embeddings()
         place = getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None)
-        return torch.device(embeddings.weight.device if place is None else place)
+        return torch.device(next(embeddings.parameters()).device if place is None else place)
 
     def stepped(self) -> list[nn.Module]:
         return [self.decoder]

@@ -129,11 +129,11 @@ class LlamaGen(VisualModel):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.decoder.tok_embeddings.weight.dtype
+        return next(self.decoder.tok_embeddings.parameters()).dtype
 
     @property
     def device(self) -> torch.device:
-        return self.decoder.tok_embeddings.weight.device
+        return next(self.decoder.tok_embeddings.parameters()).device
 
     def grid(self, height: int, width: int) -> TokenGrid:
         if (height, width) != self.image_size:
