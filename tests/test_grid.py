@@ -57,7 +57,7 @@ def test_a_row_end_token_may_be_token_0():
 
 @pytest.mark.parametrize("sides", [(0, 4), (4, 0), (-1, 4), (4, 4, 0)])
 def test_empty_grids_are_refused(sides):
-    with pytest.raises(ZipARError, match="at least 1"):
+    with pytest.raises(ZipARError, match="is not possible: use a whole number, 1 or more"):
         TokenGrid(*sides)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from zipar.arguments import LARGEST, keep, listed, refusal, whole
 from zipar.errors import ZipARError
 
 
@@ -23,11 +24,15 @@ class TokenGrid:
     frame_end: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if min(self.rows, self.columns, self.frames) < 1:
-            raise ZipARError(
-                f"a token grid of {self.frames} x {self.rows} x {self.columns} (frames x rows x columns) is empty: "
-                "each must be at least 1"
-            )
+        keep(self, **{name: whole(name, getattr(self, name), 1) for name in ("rows", "columns", "frames")})
+        if self.row_end is not None:
+            keep(self, row_end=whole("row_end", self.row_end))
+        ends = listed(self.frame_end)
+        if ends is None:
+            raise refusal("frame_end", self.frame_end, "the tokens after a frame, in a tuple")
+        keep(self, frame_end=tuple(whole("frame_end", token) for token in ends))
+        if self.slots > LARGEST:
+            raise ZipARError(f"a token grid of {self.slots} slots is too large: make it of {LARGEST} at most")
 
     @property
     def row_stride(self) -> int:

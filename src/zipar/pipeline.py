@@ -1,9 +1,10 @@
 """From prompts to images."""
 
+import os
 import resource
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,20 @@ import numpy as np
 import torch
 from PIL import Image
 
+from zipar.arguments import flag, function, instance, listed, path, refusal, text, whole
 from zipar.checkpoints.tuned import tuned
 from zipar.decoding.decodable import Prefix
 from zipar.decoding.engine import Progress, decode
+from zipar.decoding.names import strategy_of
 from zipar.decoding.strategy import Strategy
-from zipar.decoding.zipar import ZipAR
 from zipar.errors import ZipARError
 from zipar.models import auto
 from zipar.models.base import VisualModel, in_own_precision
+
+MOST_IMAGES = 65_536
+"""Of a call, which decodes them together."""
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+"""What weights may be in, by name."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +67,18 @@ class PipelineOutput:
 class Pipeline:
     """A model, ready to turn prompts into images."""
 
-    def __init__(self, model: VisualModel, strategy: Strategy | None = None, cuda_graphs: bool = True) -> None:
+    def __init__(self, model: VisualModel, strategy: Strategy | str | None = None, cuda_graphs: bool = True) -> None:
         """
         Args:
-            strategy: that of calls that name none; None for ``ZipAR()``.
+            strategy: that of calls that name none, or its name, such as "zipar:8"; None for ``ZipAR()``.
             cuda_graphs: replay passes as CUDA graphs, where the model bears it.
+
+        Raises:
+            ZipARError: an argument is of a wrong type.
         """
-        self.model = model
-        self.strategy = strategy or ZipAR()
-        self.cuda_graphs = cuda_graphs
+        self.model = instance("model", model, VisualModel, "zipar.pipeline(...), which loads one")
+        self.strategy = strategy_of(strategy)
+        self.cuda_graphs = flag("cuda_graphs", cuda_graphs)
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "Pipeline":
         """Move the model to a device, and its decoder to another number format; returns the pipeline itself.
@@ -83,12 +93,12 @@ class Pipeline:
     @in_own_precision
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | int | Iterable[str | int],
         *,
-        strategy: Strategy | None = None,
-        seed: int | Sequence[int] = 0,
+        strategy: Strategy | str | None = None,
+        seed: int | Iterable[int] = 0,
         guidance_scale: float | None = None,
-        negative_prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | int | Iterable[str | int] | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -101,8 +111,9 @@ class Pipeline:
         """Make images.
 
         Args:
-            prompt: one prompt or several; all images are decoded in one batch, prompt by prompt.
-            strategy: the order of decoding; None for the pipeline's own.
+            prompt: one prompt or several; all images are decoded in one batch, prompt by prompt. Models of classes take
+                their numbers too.
+            strategy: the order of decoding, or its name, such as "zipar:8"; None for the pipeline's own.
             seed: one an image, or one number, from which images count up.
             guidance_scale, temperature, top_k, top_p: see ``Sampling``; None for the model's defaults.
             negative_prompt: what to steer away from, one for all or one a prompt.
@@ -115,9 +126,10 @@ class Pipeline:
         Raises:
             ZipARError: an argument that the model cannot honour.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts or num_images_per_prompt < 1:
-            raise ZipARError(f"{len(prompts)} prompts with {num_images_per_prompt} images each make no image")
+        prompts = self._prompts("prompt", prompt)
+        each = whole("num_images_per_prompt", num_images_per_prompt, 1, MOST_IMAGES)
+        if not 1 <= (images := len(prompts) * each) <= MOST_IMAGES:
+            raise ZipARError(f"{len(prompts)} prompts make {images} images: give prompts for 1 to {MOST_IMAGES}")
         if self.model.vocabulary is not None:
             for text in prompts:
                 self.model.vocabulary.check(text)
@@ -125,13 +137,19 @@ class Pipeline:
                     warnings.warn(
                         f"words that the model does not know are passed over: {', '.join(unknown)}", stacklevel=3
                     )
-        negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else negative_prompt
-        if negatives is not None and len(negatives) != len(prompts):
-            raise ZipARError(
-                f"{len(negatives)} negative prompts do not fit {len(prompts)} prompts: give one, or one each"
-            )
-        images = len(prompts) * num_images_per_prompt
-        seeds = list(seed) if isinstance(seed, Sequence | np.ndarray) else [int(seed) + i for i in range(images)]
+        negatives = None
+        if negative_prompt is not None:
+            negatives = self._prompts("negative_prompt", negative_prompt)
+            negatives *= len(prompts) if listed(negative_prompt) is None else 1
+            if len(negatives) != len(prompts):
+                raise ZipARError(
+                    f"{len(negatives)} negative prompts do not fit {len(prompts)} prompts: give one, or one each"
+                )
+        several = listed(seed)
+        if several is None:
+            first = whole("seed", seed, None)
+            several = [first + i for i in range(images)]
+        seeds = [whole("seed", number, None) for number in several]
         if len(seeds) != images:
             raise ZipARError(f"{len(seeds)} seeds do not fit {images} images: give one, or one an image")
         given: dict[str, Any] = {
@@ -141,14 +159,19 @@ class Pipeline:
             "top_p": top_p,
         }
         sampling = replace(self.model.defaults, **{name: value for name, value in given.items() if value is not None})
-        grid = self.model.grid(height or self.model.image_size[0], width or self.model.image_size[1])
+        sides = zip(("height", "width"), (height, width), self.model.image_size, strict=True)
+        grid = self.model.grid(*(own if side is None else whole(name, side, 1) for name, side, own in sides))
+        order = self.strategy if strategy is None else strategy_of(strategy)
+        deterministic = flag("deterministic", deterministic)
+        if callback is not None:
+            function("callback", callback)
 
         on_gpu = self.model.device.type == "cuda"
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(self.model.device)
         started = time.perf_counter()
-        prompts = _repeat(prompts, num_images_per_prompt)
-        negatives = None if negatives is None else _repeat(negatives, num_images_per_prompt)
+        prompts = _repeat(prompts, each)
+        negatives = None if negatives is None else _repeat(negatives, each)
         if deterministic:
             alone = [
                 self.model.prefix(prompts[i : i + 1], negatives and negatives[i : i + 1], sampling.guided, grid)
@@ -159,7 +182,7 @@ class Pipeline:
             prefix = self.model.prefix(prompts, negatives, sampling.guided, grid)
         encoding = time.perf_counter() - started
         decoded = decode(
-            *(self.model, prefix, grid, strategy or self.strategy, sampling, seeds, callback),
+            *(self.model, prefix, grid, order, sampling, seeds, callback),
             deterministic=deterministic,
             cuda_graphs=self.cuda_graphs and self.model.capturable(),
         )
@@ -190,11 +213,22 @@ class Pipeline:
             stats,
         )
 
+    def _prompts(self, name: str, given: Any) -> list[str]:
+        """One prompt or several, numbers of classes as text."""
+        prompts = listed(given)
+        prompts = [given] if prompts is None else prompts
+        if self.model.classes is None:
+            return [text(name, prompt) for prompt in prompts]
+        most = self.model.classes - 1
+        return [
+            text(name, prompt) if isinstance(prompt, str) else str(whole(name, prompt, 0, most)) for prompt in prompts
+        ]
+
 
 def pipeline(
     model: str | Path | VisualModel = "emoji",
     *,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: str | torch.device | None = None,
     cuda_graphs: bool = True,
     quantize: str | None = None,
@@ -203,17 +237,26 @@ def pipeline(
 
     Its strategy is what ``zipar tune`` chose for the checkpoint, else ``ZipAR()``. On a GPU passes are replayed as CUDA
     graphs, unless hooks, a device map or tensor parallelism stand in the way, or ``cuda_graphs`` is False.
+    ``dtype`` is bfloat16 on a GPU and float32 elsewhere unless given, as ``torch.float16`` or "float16".
     ``quantize="int8"`` has the linear layers of the decoder in int8.
 
     Raises:
-        ZipARError: no such checkpoint, a damaged one, one of an unsupported family, or one that cannot be quantised.
+        ZipARError: no such checkpoint, a damaged one, one of an unsupported family, or one that cannot be quantised; or
+            an argument of a wrong type.
     """
     if isinstance(model, VisualModel):
         if quantize is not None:
             raise ZipARError("a loaded model cannot be quantised: give its checkpoint directory or hub id instead")
         return Pipeline(model, cuda_graphs=cuda_graphs)
-    directory = auto.find(model)
-    return Pipeline(auto.load(directory, dtype, device, quantize), tuned(directory), cuda_graphs)
+    if not isinstance(model, str | os.PathLike):
+        loaded = "one of zipar's, such as zipar.models.janus.Janus(model, processor)"
+        raise refusal("model", model, f"a directory, a hub id or {loaded}")
+    weights = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if dtype is not None and not (isinstance(weights, torch.dtype) and weights in DTYPES.values()):
+        raise refusal("dtype", dtype, " or ".join(DTYPES))
+    cuda_graphs = flag("cuda_graphs", cuda_graphs)
+    directory = auto.find(path("model", model))
+    return Pipeline(auto.load(directory, weights, device, quantize), tuned(directory), cuda_graphs)
 
 
 def _repeat(items: Sequence[str], times: int) -> list[str]:

@@ -201,16 +201,16 @@ def test_noise_is_the_published_hashes_in_unbounded_integers(seed, slot):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"guidance_scale": -0.5}, "guidance scale -0.5"),
-        ({"guidance_scale": float("inf")}, "guidance scale inf"),
-        ({"guidance_scale": float("nan")}, "guidance scale nan"),
+        ({"guidance_scale": -0.5}, "guidance_scale -0.5"),
+        ({"guidance_scale": float("inf")}, "guidance_scale inf"),
+        ({"guidance_scale": float("nan")}, "guidance_scale nan"),
         ({"temperature": -1.0}, "temperature -1.0"),
         ({"temperature": float("inf")}, "temperature inf"),
         ({"temperature": float("nan")}, "temperature nan"),
-        ({"top_k": -1}, "top-k -1"),
-        ({"top_p": 0.0}, "top-p 0.0"),
-        ({"top_p": 1.1}, "top-p 1.1"),
-        ({"top_p": float("nan")}, "top-p nan"),
+        ({"top_k": -1}, "top_k -1"),
+        ({"top_p": 0.0}, "top_p 0.0"),
+        ({"top_p": 1.1}, "top_p 1.1"),
+        ({"top_p": float("nan")}, "top_p nan"),
     ],
 )
 def test_impossible_settings_are_refused(setting, message):

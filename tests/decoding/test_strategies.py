@@ -200,5 +200,5 @@ def test_windows_that_are_not_possible(window):
 
 
 def test_a_first_row_that_is_unknown():
-    with pytest.raises(ZipARError, match="first_row 'together' is unknown"):
+    with pytest.raises(ZipARError, match="first_row 'together' is not possible: use 'alone' or 'wave'"):
         ZipAR(4, first_row="together")

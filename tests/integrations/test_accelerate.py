@@ -2,8 +2,10 @@
 
 import copy
 import functools
+import itertools
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -93,6 +95,109 @@ def test_it_can_be_undone_in_order(model, decodings, inputs):
     assert [asked[1] for asked in decodings] == [ZipAR(), Raster()]
     outer.undo()
     assert "generate" not in vars(model)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
+def test_it_can_be_undone_in_any_order(model, decodings, inputs, order):
+    handles = [zipar.accelerate(model, ZipAR(window)) for window in range(3, 6)]
+    for undone, number in enumerate(order):
+        handles[number].undo()
+        left = set(order[undone + 1 :])
+        if left:
+            model.generate(**inputs, **IMAGE)
+            assert decodings.pop()[1] == ZipAR(3 + max(left))
+    assert "generate" not in vars(model)
+
+
+def test_what_wraps_an_acceleration_paints_as_the_model_once_it_is_undone(model, decodings, inputs, greedy):
+    handle = zipar.accelerate(model)
+    model.generate = functools.partial(model.generate)
+    handle.undo()
+    assert model.generate(**inputs, **IMAGE).equal(greedy)
+    assert not decodings
+    del model.generate
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_padding_after_a_prompt_is_refused(model, decodings, inputs, masked):
+    ids, mask = inputs["input_ids"].clone(), inputs["attention_mask"].clone()
+    padding = int((mask[1] == 0).sum())
+    assert padding
+    ids[1], mask[1] = ids[1].roll(-padding), mask[1].roll(-padding)
+    arguments = {"input_ids": ids, "attention_mask": mask} if masked else {"input_ids": ids}
+    with (
+        zipar.accelerate(model),
+        pytest.raises(ZipARError, match="padding after the tokens of a prompt: pad on the left"),
+    ):
+        model.generate(**arguments, **IMAGE)
+    with pytest.raises(ZipARError, match="pad on the left"):
+        model.generate(**arguments, custom_generate=zipar.generate, image_guidance_scale=5.0)
+    assert not decodings
+
+
+def test_a_prompt_and_an_image_beyond_the_last_position_are_refused(model, decodings, inputs, monkeypatch):
+    longest = int(inputs["attention_mask"].sum(1).max())
+    config = model.config.text_config
+    monkeypatch.setattr(config, "max_position_embeddings", longest + 36)
+    with zipar.accelerate(model):
+        model.generate(**inputs, **IMAGE)
+        assert decodings.pop()
+        monkeypatch.setattr(config, "max_position_embeddings", longest + 35)
+        with pytest.raises(ZipARError, match=f"of {longest} tokens leaves no room .* this Janus reads {longest + 35}"):
+            model.generate(**inputs, **IMAGE)
+    assert not decodings
+
+
+@pytest.mark.parametrize(("strategy", "expected"), [("raster", Raster()), ("zipar:3:2", ZipAR(3, 2)), (None, ZipAR())])
+def test_strategies_may_be_named(model, decodings, inputs, strategy, expected):
+    with zipar.accelerate(model, strategy):
+        model.generate(**inputs, **IMAGE)
+    model.generate(**inputs, do_sample=False, custom_generate=zipar.generate, strategy=strategy, image_guidance_scale=5)
+    assert [asked[1] for asked in decodings] == [expected] * 2
+
+
+@pytest.mark.parametrize("strategy", ["fast", 4, ZipAR, [ZipAR()]], ids=str)
+def test_what_is_no_strategy_is_refused_at_once(model, strategy):
+    with pytest.raises(ZipARError, match="strategy"):
+        zipar.accelerate(model, strategy)
+
+
+class Adapted(torch.nn.Module):
+    """What peft's models are like: adapters are in the layers of the model inside."""
+
+    def __init__(self, model, **config):
+        super().__init__()
+        self.base_model, self.active_peft_config = model, SimpleNamespace(**config)
+
+    def get_base_model(self):
+        return self.base_model
+
+    def generate(self, **arguments):
+        return self.base_model.generate(**arguments)
+
+
+def test_a_model_of_peft_is_accelerated_inside(model, decodings, inputs):
+    adapted = Adapted(model, is_prompt_learning=False)
+    with zipar.accelerate(adapted, Raster()) as given:
+        assert given is adapted
+        adapted.generate(**inputs, **IMAGE)
+    assert [asked[1] for asked in decodings] == [Raster()]
+    with pytest.raises(ZipARError, match="learned tokens before the prompt"):
+        zipar.accelerate(Adapted(model, is_prompt_learning=True))
+
+
+def test_adapters_of_peft_count(loaded, inputs, greedy):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    lora = peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(copy.deepcopy(loaded), lora).eval()
+    own = adapted.generate(**inputs, **IMAGE)
+    assert not own.equal(greedy)
+    with zipar.accelerate(adapted, Raster()):
+        assert adapted.generate(**inputs, **IMAGE).equal(own)
+        with adapted.disable_adapter():
+            assert adapted.generate(**inputs, **IMAGE).equal(greedy)
+    assert "generate" not in vars(adapted.get_base_model())
 
 
 def test_a_failure_in_the_block_undoes_it(model):

@@ -226,6 +226,15 @@ def test_padding_after_tokens_is_refused(emu3, documented):
         emu3.generate(**{**documented, **right})
 
 
+def test_a_prompt_padded_behind_its_image_is_no_text(emu3, chameleon, documented, lumina_recipe):
+    prompts = {emu3: documented["input_ids"], chameleon: lumina_inputs(lumina_recipe)["input_ids"]}
+    for model, ids in prompts.items():
+        padded = torch.nn.functional.pad(ids, (0, 2), value=model.generation_config.pad_token_id or 0)
+        mask = torch.nn.functional.pad(torch.ones_like(ids), (0, 2))
+        with zipar.accelerate(model), pytest.raises(ZipARError, match="pad on the left"):
+            model.generate(input_ids=padded, attention_mask=mask, max_new_tokens=3)
+
+
 def lumina_inputs(recipe):
     return {"input_ids": torch.tensor([[*recipe.PROMPT, 8197, 8806, 8807]]), "do_sample": False}
 

@@ -22,11 +22,22 @@ def load_model(
     """
     try:
         loaded: Any = kind.from_pretrained(
-            directory, dtype=dtype, local_files_only=True, use_safetensors=use_safetensors, output_loading_info=True
+            directory,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=use_safetensors,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # else the error refers to a report that it does not hold
         )
     except Exception as error:  # transformers raises whatever its parts do
         raise ZipARError(f"{directory} holds no {kind.__name__} that can be read: {_reason(error)}") from error
     model, loading = loaded
+    if mismatched := sorted(loading["mismatched_keys"]):
+        name, held, wanted = mismatched[0]
+        raise ZipARError(
+            f"{directory}: {name} is of shape {tuple(held)}, but should be {tuple(wanted)}"
+            f" ({len(mismatched)} tensors of its {kind.__name__} do not fit its config): fetch or convert it again"
+        )
     if missing := sorted(loading["missing_keys"]):
         raise ZipARError(
             f"{directory} lacks {len(missing)} tensors of its {kind.__name__}, such as {missing[0]}: "

@@ -30,6 +30,7 @@ def evaluate(
         int | None,
         typer.Option(
             min=2,
+            max=1_000_000,
             metavar="NUMBER",
             help="Images of each strategy; prompts are gone through again, with other seeds, if there are fewer.",
             show_default="one a prompt",

@@ -59,6 +59,7 @@ def generate(
             "--num-images",
             "-n",
             min=1,
+            max=options.MOST_IMAGES,
             metavar="NUMBER",
             help="Images of each prompt; their seeds count up from --seed.",
         ),

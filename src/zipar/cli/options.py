@@ -7,10 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
+from zipar.arguments import shown
 from zipar.errors import ZipARError
 
 DEFAULT_WINDOW = "4"
 """As text for the help; the value is that of ``ZipAR()``, which takes too long to import for a help text."""
+
+MOST_IMAGES = 65_536
+"""That a pipeline decodes together, which takes too long to import as well."""
 
 
 class DType(str, Enum):
@@ -103,7 +107,9 @@ PromptFile = Annotated[
     Path | None,
     typer.Argument(metavar="[PROMPTS.txt]", help="A prompt a line.", show_default="examples that suit the model"),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, metavar="NUMBER", help="Images that are decoded together.")]
+BatchSize = Annotated[
+    int, typer.Option(min=1, max=MOST_IMAGES, metavar="NUMBER", help="Images that are decoded together.")
+]
 Strategies = Annotated[
     list[str] | None,
     typer.Option(
@@ -180,7 +186,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     """
     if text is None:
         return None
-    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text.strip().lower(), re.ASCII)
+    found = re.fullmatch(r"([1-9]\d{0,8})x([1-9]\d{0,8})", text.strip().lower(), re.ASCII)
     if not found:
-        raise ZipARError(f"size {text!r} is none: give height x width in pixels, such as 384x384")
+        raise ZipARError(f"size {shown(text)} is none: give height x width in pixels, such as 384x384")
     return int(found[1]), int(found[2])

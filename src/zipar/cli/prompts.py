@@ -12,18 +12,16 @@ if TYPE_CHECKING:
 def prompts(model: options.Model = "emoji") -> None:
     """List what a model knows: the words of its prompts, or its classes."""
     from zipar.models.auto import outline
-    from zipar.models.llamagen import LlamaGen
 
     outlined = outline(model)
-    classes = outlined.decoder.config.classes if isinstance(outlined, LlamaGen) else None
     if outlined.vocabulary is not None:
         _list(outlined.vocabulary)
-    elif classes is None:
+    elif outlined.classes is None:
         print(f'{model} takes any sentence, such as "a red fox in the snow".')
     else:
         names = files("zipar.models").joinpath("imagenet.txt").read_text(encoding="utf-8").splitlines()
-        if classes != len(names):
-            print(f"{model} takes the number of a class, 0 to {classes - 1}.")
+        if outlined.classes != len(names):
+            print(f"{model} takes the number of a class, 0 to {outlined.classes - 1}.")
             return
         print(f"{model} takes an ImageNet class, by number or by any of its names:")
         for number, name in enumerate(names):

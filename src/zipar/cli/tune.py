@@ -27,6 +27,7 @@ def tune(
         int,
         typer.Option(
             min=2,
+            max=1_000_000,
             metavar="NUMBER",
             help="Images of each setting; prompts are gone through again, with other seeds, if there are fewer.",
         ),
@@ -58,6 +59,7 @@ def tune(
     """
     outputs.check_directory(output)
 
+    from zipar.arguments import real
     from zipar.checkpoints.tuned import FILE
     from zipar.cli import session
     from zipar.cli.progress import counter
@@ -67,7 +69,7 @@ def tune(
     from zipar.decoding.zipar import ZipAR
     from zipar.evaluation import report, tables, tuning
 
-    limit = tuning.TOLERANCE if tolerance is None else tolerance
+    limit = tuning.TOLERANCE if tolerance is None else real("tolerance", tolerance, lambda x: x >= 0, "0 or more")
     started = session.start(
         options.read_prompts(prompts),
         model=model,

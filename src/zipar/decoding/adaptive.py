@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zipar.arguments import choice, keep, whole
 from zipar.decoding.sampling import probabilities, revise
 from zipar.decoding.strategy import Evaluated, Schedule, Step, Strategy
 from zipar.decoding.wave import Wave
@@ -23,13 +24,17 @@ class AdaptiveZipAR(Strategy):
     or once the row above is complete. The row goes on from a tentative token; what followed a rejected one is lost.
 
     Passes depend on the image: those of ``ZipAR(min_window)`` at least, those of raster decoding at most.
+
+    Raises:
+        ZipARError: a number or name that is not possible.
     """
 
     min_window: int = 2
     first_row: Literal["alone", "wave"] = "alone"
 
     def __post_init__(self) -> None:
-        ZipAR(self.min_window, first_row=self.first_row)  # raises what is not possible
+        keep(self, min_window=whole("min_window", self.min_window, 1))
+        choice("first_row", self.first_row, ("alone", "wave"))
 
     def schedule(self, grid: TokenGrid, rows: int, device: torch.device) -> Schedule:
         return Tentative(self, grid, rows, device)

@@ -1,7 +1,7 @@
 """What the engine asks of a model (see ``zipar.models.base.VisualModel``), and what it is given of a prompt."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,7 @@ class Prefix(NamedTuple):
         return additive(causal & self.valid[:, None] | itself, self.embeddings.dtype)
 
 
+@runtime_checkable
 class Decodable(Protocol):
     """A model that turns tokens into logits."""
 

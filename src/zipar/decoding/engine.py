@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from zipar.arguments import flag, function, instance, listed, refusal, whole
 from zipar.decoding.decodable import Decodable, Prefix
 from zipar.decoding.lane import Finished, Lane
 from zipar.decoding.sampling import Sampling
@@ -72,8 +73,22 @@ def decode(
         cuda_graphs: replay passes as CUDA graphs, which only a model that is on one GPU alone bears.
 
     Raises:
-        ZipARError: the prefix does not fit the seeds, or the model's logits are no numbers.
+        ZipARError: the prefix does not fit the seeds, an argument is of a wrong type, or the model's logits are no
+            numbers.
     """
+    instance("model", model, Decodable, "a model of zipar")
+    instance("prefix", prefix, Prefix, "a Prefix")
+    instance("grid", grid, TokenGrid, "a TokenGrid")
+    instance("strategy", strategy, Strategy, "one such as zipar.ZipAR(8)")
+    instance("sampling", sampling, Sampling, "a Sampling")
+    if callback is not None:
+        function("callback", callback)
+    deterministic, cuda_graphs = flag("deterministic", deterministic), flag("cuda_graphs", cuda_graphs)
+    if not (given := listed(seeds)):
+        raise refusal("seeds", seeds, "a list of whole numbers, one an image")
+    seeds = [whole("seeds", seed, None) for seed in given]
+    if cuda_graphs and prefix.embeddings.device.type != "cuda":
+        raise refusal("cuda_graphs", cuda_graphs, f"False on device {str(prefix.embeddings.device)!r}")
     device, dtype, count = prefix.embeddings.device, prefix.embeddings.dtype, len(seeds)
     started, prefilling = _clock(device), 0.0
     arrivals = {prefix.valid.shape[1]: [(range(count), prefix)]}

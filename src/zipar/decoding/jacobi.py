@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zipar.arguments import keep, whole
 from zipar.decoding.places import Places
 from zipar.decoding.strategy import Evaluated, Schedule, Step, Strategy
-from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
 
 BUDGETS = (64, 4096)
@@ -30,6 +30,9 @@ class CoupledJacobi(Strategy):
 
     Many images together draft less far, for what they evaluate in a pass is then what it costs: drafts of all images
     stay within a ``budget`` of tokens, two an image at least; None for what suits the device. No image changes by it.
+
+    Raises:
+        ZipARError: a number that is not possible.
     """
 
     lookahead: int = 16
@@ -37,12 +40,11 @@ class CoupledJacobi(Strategy):
     budget: int | None = None
 
     def __post_init__(self) -> None:
-        if self.lookahead < 1:
-            raise ZipARError(f"lookahead {self.lookahead} is not possible: a pass evaluates at least 1 token")
-        if self.window is not None and self.window < 1:
-            raise ZipARError(f"window {self.window} is not possible: use at least 1, or None to draft along the raster")
-        if self.budget is not None and self.budget < 1:
-            raise ZipARError(f"budget {self.budget} is not possible: a pass evaluates at least 1 token")
+        keep(self, lookahead=whole("lookahead", self.lookahead, 1))
+        if self.window is not None:
+            keep(self, window=whole("window", self.window, 1))
+        if self.budget is not None:
+            keep(self, budget=whole("budget", self.budget, 1))
 
     def schedule(self, grid: TokenGrid, rows: int, device: torch.device) -> Schedule:
         return Ahead(self, grid, rows, device)

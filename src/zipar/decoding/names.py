@@ -3,6 +3,7 @@
 from dataclasses import fields
 from typing import Any
 
+from zipar.arguments import refusal, shown
 from zipar.decoding.adaptive import AdaptiveZipAR
 from zipar.decoding.jacobi import CoupledJacobi
 from zipar.decoding.raster import Raster
@@ -31,14 +32,29 @@ def parse(text: str) -> Strategy:
     Raises:
         ZipARError: there is none of that name, or its window, lookahead or first row is not possible.
     """
+    if not isinstance(text, str):
+        raise refusal("strategy", text, f"a text: {', '.join(FORMS)}")
     kind, *arguments = text.strip().lower().split(":")
     names = _numbers(kind) if kind in STRATEGIES else []
     given: dict[str, str] = {}
     if arguments and not arguments[-1].isdecimal() and "first_row" in _fields(kind):
         given["first_row"] = arguments.pop()
     if kind not in STRATEGIES or len(arguments) > len(names):
-        raise ZipARError(f"strategy {text!r} is unknown: use {', '.join(FORMS)}")
+        raise ZipARError(f"strategy {shown(text)} is unknown: use {', '.join(FORMS)}")
     return make(kind, **given, **dict(zip(names, arguments, strict=False)))
+
+
+def strategy_of(given: Strategy | str | None) -> Strategy:
+    """A strategy, or the one that a text names; ``ZipAR()`` where none is given.
+
+    Raises:
+        ZipARError: it is neither.
+    """
+    if isinstance(given, str):
+        return parse(given)
+    if given is not None and not isinstance(given, Strategy):
+        raise refusal("strategy", given, "one such as zipar.ZipAR(8), or its name, such as 'zipar:8'")
+    return given or ZipAR()
 
 
 def make(
@@ -56,9 +72,10 @@ def make(
         if name not in _fields(kind):
             raise ZipARError(f"{name.replace('_', ' ')} {value} does not belong to strategy {kind}: leave it out")
         try:
-            given[_fields(kind)[name]] = value if name == "first_row" else int(value)
+            number = int(value) if isinstance(value, str) and name != "first_row" else value
         except ValueError:
-            raise ZipARError(f"{name} {value!r} is no number: use 1 or more, as in zipar:8") from None
+            raise ZipARError(f"{name} {shown(value)} is no number: use 1 or more, as in zipar:8") from None
+        given[_fields(kind)[name]] = number
     strategy: Strategy = STRATEGIES[kind](**given)
     return strategy
 

@@ -12,7 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zipar.errors import ZipARError
+from zipar.arguments import keep, real, whole
+
+COLDEST = 1e-20
+"""Below this temperature decoding is greedy: logits divided by less may be more than float32 holds."""
+STRONGEST = 1_000_000
+"""The largest guidance scale: logits stay what float32 holds, also once they are divided by ``COLDEST``."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,9 @@ class Sampling:
     """How tokens are drawn; filters apply in the order temperature, top-k, top-p, as in transformers.
 
     ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 filter nothing; ``guidance_scale`` 1 is none.
+
+    Raises:
+        ZipARError: a number that is not possible.
     """
 
     guidance_scale: float = 1.0
@@ -28,18 +36,22 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.guidance_scale < float("inf"):
-            raise ZipARError(f"guidance scale {self.guidance_scale} is not possible: use 1 for none, more for more")
-        if not 0 <= self.temperature < float("inf"):
-            raise ZipARError(f"temperature {self.temperature} is not possible: use 0 (greedy) or more")
-        if self.top_k < 0:
-            raise ZipARError(f"top-k {self.top_k} is not possible: use 0 (all tokens) or more")
-        if not 0 < self.top_p <= 1:
-            raise ZipARError(f"top-p {self.top_p} is not possible: use a number above 0 and at most 1")
+        scales = f"a number, 1 for none, more for more, {STRONGEST} at most"
+        keep(
+            self,
+            guidance_scale=real("guidance_scale", self.guidance_scale, lambda x: 0 <= x <= STRONGEST, scales),
+            temperature=real("temperature", self.temperature, lambda x: x >= 0, "a number, 0 (greedy) or more"),
+            top_k=whole("top_k", self.top_k),  # 0 for all tokens
+            top_p=real("top_p", self.top_p, lambda x: 0 < x <= 1, "a number above 0 and at most 1"),
+        )
 
     @property
     def guided(self) -> bool:
         return self.guidance_scale != 1
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature < COLDEST
 
 
 class Draw(NamedTuple):
@@ -57,8 +69,8 @@ class Draw(NamedTuple):
     @classmethod
     def of(cls, sampling: Sampling, seeds: Sequence[int], device: torch.device | str = "cpu") -> "Draw":
         """Of images that are sampled alike; a seed of any size counts modulo 2^64."""
-        temperature = torch.full((len(seeds), 1, 1), float(sampling.temperature or 1), device=device)
-        noise = torch.full_like(temperature, sampling.temperature > 0)
+        temperature = torch.full((len(seeds), 1, 1), 1.0 if sampling.greedy else sampling.temperature, device=device)
+        noise = torch.full_like(temperature, not sampling.greedy)
         keys = torch.tensor([(int(seed) + 2**63) % 2**64 - 2**63 for seed in seeds], dtype=torch.int64, device=device)
         return cls(temperature, noise, keys, sampling.top_k, sampling.top_p)
 

@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from zipar.arguments import choice, keep, whole
 from zipar.decoding.strategy import Evaluated, Schedule, StaticStrategy, Step, Strategy
 from zipar.decoding.wave import Wave
-from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
 
 
@@ -23,6 +23,9 @@ class ZipAR(StaticStrategy):
     row above. Row 1 is the hard case, for no row above it is complete: with ``first_row="alone"`` row 0
     is decoded to its end before row 1 starts (the authors' way, 2 * columns + (rows - 2) * window
     passes), with ``"wave"`` it is not. Grids with row-end tokens need no stand-in and always use the wave.
+
+    Raises:
+        ZipARError: a number or name that is not possible.
     """
 
     window: int = 4
@@ -30,12 +33,8 @@ class ZipAR(StaticStrategy):
     first_row: Literal["alone", "wave"] = "alone"
 
     def __post_init__(self) -> None:
-        if self.window < 1:
-            raise ZipARError(f"window {self.window} is not possible: a row needs at least 1 token above it to start")
-        if not isinstance(self.lookahead, int) or self.lookahead < 1:
-            raise ZipARError(f"lookahead {self.lookahead!r} is not possible: a row evaluates 1 token a pass or more")
-        if self.first_row not in ("alone", "wave"):
-            raise ZipARError(f"first_row {self.first_row!r} is unknown: use 'alone' or 'wave'")
+        keep(self, window=whole("window", self.window, 1), lookahead=whole("lookahead", self.lookahead, 1))
+        choice("first_row", self.first_row, ("alone", "wave"))
 
     def schedule(self, grid: TokenGrid, rows: int, device: torch.device) -> Schedule:
         if self.lookahead == 1:

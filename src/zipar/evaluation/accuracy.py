@@ -3,9 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
+from zipar.arguments import level, refusal, whole
 from zipar.errors import ZipARError
 
 
@@ -30,7 +32,13 @@ def verdicts(asked: Sequence[Mapping[str, str]], seen: Mapping[str, Sequence[str
 
 
 def wilson(hits: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of the proportion ``hits / total`` (JASA 22, 1927); (0, 1) where total is 0."""
+    """Wilson's score interval of the proportion ``hits / total`` (JASA 22, 1927); (0, 1) where total is 0.
+
+    Raises:
+        ZipARError: they make no proportion, or the confidence is none.
+    """
+    total = whole("total", total)
+    hits, confidence = whole("hits", hits, 0, total), level(confidence)
     if total == 0:
         return 0.0, 1.0
     z = NormalDist().inv_cdf((1 + confidence) / 2)
@@ -48,8 +56,10 @@ def paired_difference(ours: np.ndarray, base: np.ndarray, confidence: float = 0.
     paired data", Statistics in Medicine 17 (1998), method 10: it stays sound where few pairs differ, or none.
 
     Raises:
-        ZipARError: the arrays are not of one length, or empty.
+        ZipARError: the arrays are not of one length, or empty, or not bool.
     """
+    confidence = level(confidence)
+    ours, base = (_verdicts(name, given) for name, given in (("ours", ours), ("base", base)))
     n = len(ours)
     if n != len(base) or n == 0:
         raise ZipARError(f"{n} and {len(base)} verdicts make no pairs")
@@ -70,3 +80,9 @@ def paired_difference(ours: np.ndarray, base: np.ndarray, confidence: float = 0.
 
     difference = p1 - p2
     return difference, difference - reach(p1 - low1, high2 - p2), difference + reach(high1 - p1, p2 - low2)
+
+
+def _verdicts(name: str, given: Any) -> np.ndarray:
+    if not isinstance(given, np.ndarray) or given.dtype != bool or given.ndim != 1:
+        raise refusal(name, given, "an array of bool (n,)")
+    return given

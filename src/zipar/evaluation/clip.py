@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from zipar.arguments import path, text
 from zipar.checkpoints.files import read_config
 from zipar.checkpoints.pretrained import load_model, load_processor
 from zipar.errors import ZipARError
@@ -42,12 +43,12 @@ class ClipScorer:
         Raises:
             ZipARError: there is no such checkpoint, it is damaged, or it is no CLIP.
         """
-        directory = auto.find(name)
+        directory = auto.find(path("name", name))
         if (kind := read_config(directory).get("model_type")) != "clip":
             raise ZipARError(f"{name} holds a model of type {kind!r}, not a CLIP: give one, such as {EXAMPLE}")
         if not any(directory.glob("*.safetensors")):
             raise ZipARError(f"{name} has no weights in safetensors: give a CLIP that has, such as {EXAMPLE}")
-        self.model = load_model(CLIPModel, directory, torch.float32).to(device).eval()
+        self.model = load_model(CLIPModel, directory, torch.float32).to(auto.usable(device)).eval()
         self.processor = load_processor(CLIPProcessor, directory)
         # where torchvision is installed, transformers resizes with it: to other pixels than those CLIP was trained on
         self.processor.image_processor = CLIPImageProcessorPil.from_pretrained(directory, local_files_only=True)
@@ -59,9 +60,10 @@ class ClipScorer:
         What of a prompt is beyond the tokens that CLIP takes, 77 with start and end, does not count.
 
         Raises:
-            ZipARError: images of another shape or dtype, or not as many prompts.
+            ZipARError: images of another shape or dtype, not as many prompts, or prompts that are no text.
         """
         images = checked(images)
+        prompts = [text("prompts", prompt) for prompt in prompts]
         if len(prompts) != len(images):
             raise ZipARError(f"{len(images)} images need as many prompts, not {len(prompts)}")
         scores = torch.empty(len(images))

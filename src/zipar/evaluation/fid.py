@@ -7,12 +7,15 @@ Its value depends on the number of images: compare distances of equally many ima
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from zipar.arguments import instance, level, real, refusal, whole
 from zipar.checkpoints.files import build
+from zipar.errors import ZipARError
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,12 @@ class Moments:
 
     @classmethod
     def of(cls, features: Tensor) -> "Moments":
-        """Of features (n, d), n >= 2."""
-        features = features.double()
+        """Of features (n, d), n >= 2.
+
+        Raises:
+            ZipARError: features of another shape.
+        """
+        features = _features(features)
         return cls(features.mean(0), features.T.cov())
 
     @classmethod
@@ -54,7 +61,16 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)).
 
     The trace of the root is taken from the eigenvalues of C_a^(1/2) C_b C_a^(1/2): similar to C_a C_b, but symmetric.
+
+    Raises:
+        ZipARError: the moments are of features of different widths, or hold numbers that are none.
     """
+    for name, moments in (("a", a), ("b", b)):
+        instance(name, moments, Moments, "Moments")
+        if not bool(moments.mean.isfinite().all() and moments.covariance.isfinite().all()):
+            raise ZipARError(f"the moments {name} hold numbers that are none: look at the features they are of")
+    if a.mean.shape != b.mean.shape:
+        raise ZipARError(f"moments of {len(a.mean)} and of {len(b.mean)} features have no distance: take one network")
     roots = torch.linalg.eigvalsh(a.root @ b.covariance @ a.root).clamp(min=0).sqrt()
     trace = a.covariance.trace() + b.covariance.trace() - 2 * roots.sum()
     return float((a.mean - b.mean).square().sum() + trace)
@@ -64,8 +80,12 @@ def resample(features: Tensor, reference: Moments, replicates: int = 1000, seed:
     """Distances (replicates,) to ``reference`` of bootstrap resamples of ``features`` (n, d).
 
     The same seed draws the same images, so the resamples of two equally large sets are paired.
+
+    Raises:
+        ZipARError: features of another shape, or a number that is not possible.
     """
-    generator = torch.Generator().manual_seed(seed)
+    features, replicates = _features(features), whole("replicates", replicates, 1)
+    generator = torch.Generator().manual_seed(whole("seed", seed))
     n = len(features)
     draws = (torch.randint(n, (n,), generator=generator) for _ in range(replicates))
     return torch.tensor([frechet_distance(reference, Moments.of(features[i])) for i in draws], dtype=torch.float64)
@@ -76,7 +96,25 @@ def interval(estimate: float, resampled: Tensor, confidence: float = 0.95) -> tu
 
     The distance of a resample lies above that of its sample, as that lies above the population's, so
     percentiles are moved by the mean excess: the interval is that of the distance at this number of images.
+
+    Raises:
+        ZipARError: an argument is of a wrong type, or the confidence is none.
     """
+    confidence = level(confidence)
+    estimate = real("estimate", estimate, lambda x: True, "a number")
+    if (
+        not isinstance(resampled, Tensor)
+        or resampled.ndim != 1
+        or not resampled.is_floating_point()
+        or not len(resampled)
+    ):
+        raise refusal("resampled", resampled, "a tensor (n,) of numbers")
     tail = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=resampled.dtype)
     low, high = (resampled.quantile(tail) - resampled.mean() + estimate).tolist()
     return low, high
+
+
+def _features(given: Any) -> Tensor:
+    if not isinstance(given, Tensor) or given.ndim != 2 or len(given) < 2 or not given.shape[1]:
+        raise refusal("features", given, "a tensor (n, d) of 2 images or more")
+    return given.double()

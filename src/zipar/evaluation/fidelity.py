@@ -10,11 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from zipar.arguments import instance, refusal, whole
 from zipar.decoding.attention import additive
 from zipar.decoding.cache import SlotCache
 from zipar.decoding.decodable import Decodable, Prefix
 from zipar.decoding.engine import no_numbers
 from zipar.decoding.sampling import Draw, Sampling, guide, probabilities
+from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
 
 
@@ -43,8 +45,18 @@ def likelihood(
         chunk: slots evaluated at a time.
 
     Raises:
-        ZipARError: the model's logits are no numbers.
+        ZipARError: the tokens are not of such a shape, another argument is not possible, or the model's logits are no
+            numbers.
     """
+    instance("prefix", prefix, Prefix, "a Prefix")
+    instance("grid", grid, TokenGrid, "a TokenGrid")
+    instance("sampling", sampling, Sampling, "a Sampling")
+    instance("model", model, Decodable, "a model of zipar")
+    chunk = whole("chunk", chunk, 1)
+    if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64 or tokens.shape[1:] != (grid.slots,):
+        raise refusal("tokens", tokens, f"an int64 tensor (images, {grid.slots})")
+    if len(prefix.valid) != len(tokens) * (2 if sampling.guided else 1):
+        raise ZipARError(f"{len(prefix.valid)} prefix rows do not fit {len(tokens)} images with {sampling}")
     device, dtype = prefix.embeddings.device, prefix.embeddings.dtype
     rows, length = prefix.valid.shape
     if sampling.guided:
@@ -58,7 +70,7 @@ def likelihood(
     fed = tokens.repeat_interleave(2 if sampling.guided else 1, 0)
     lengths = prefix.valid.sum(1)
 
-    filtered = sampling.temperature == 0 or sampling.top_k > 0 or sampling.top_p < 1
+    filtered = sampling.greedy or sampling.top_k > 0 or sampling.top_p < 1
 
     own_precision = torch.autocast(device.type, enabled=False)
 

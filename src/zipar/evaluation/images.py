@@ -7,20 +7,26 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from zipar.arguments import refusal
 from zipar.errors import ZipARError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-def checked(images: np.ndarray | Tensor) -> Tensor:
+def checked(images: np.ndarray | Tensor, side: int | None = None) -> Tensor:
     """``images`` as a tensor.
 
     Raises:
-        ZipARError: they are not uint8 (n, height, width, 3).
+        ZipARError: they are not uint8 (n, height, width, 3), or height and width are not ``side``.
     """
-    images = torch.as_tensor(images)
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise ZipARError(f"images should be uint8 (n, height, width, 3), not {images.dtype} {tuple(images.shape)}")
+    wanted = "(n, height, width, 3)" if side is None else f"(n, {side}, {side}, 3)"
+    try:
+        images = torch.as_tensor(images)
+    except Exception as error:  # of numpy and torch, over whatever is no array
+        raise refusal("images", images, f"an array, uint8 {wanted}") from error
+    shape = tuple(images.shape)
+    if images.dtype != torch.uint8 or len(shape) != 4 or shape[3] != 3 or (side and shape[1:3] != (side, side)):
+        raise ZipARError(f"images should be uint8 {wanted}, not {images.dtype} {shape}")
     return images
 
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from zipar.errors import ZipARError
 from zipar.evaluation.fid import Moments
 from zipar.evaluation.images import checked, pictures, read
+from zipar.models.auto import usable
 
 BATCH = 32
 
@@ -38,7 +39,7 @@ class Inception:
         Raises:
             ZipARError: the extra is missing or broken, or the weights can be neither read nor downloaded.
         """
-        library = _library()
+        library, place = _library(), usable(device)
         url: str = library.URL_INCEPTION_V3
         path = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name)
         try:
@@ -55,7 +56,7 @@ class Inception:
             raise ZipARError(
                 f"Inception's weights could not be downloaded ({reason}): put {url} at {path} by other means"
             ) from error
-        self.device = torch.device(device)
+        self.device = place
         self.network = network.to(self.device)
 
     @torch.inference_mode()

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from zipar.checkpoints.files import build, read_config, read_tensors
-from zipar.errors import ZipARError
+from zipar.evaluation.images import checked
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,7 @@ class Judge(nn.Module):
         }
 
     def _batches(self, images: np.ndarray | Tensor, size: int = 256) -> Iterator[Tensor]:
-        images = torch.as_tensor(images)
-        side = self.config.side
-        if images.dtype != torch.uint8 or images.shape[1:] != (side, side, 3):
-            raise ZipARError(
-                f"the judge sees uint8 images (n, {side}, {side}, 3), not {images.dtype} {tuple(images.shape)}"
-            )
-        for batch in torch.split(images, size):
+        for batch in torch.split(checked(images, self.config.side), size):
             yield batch.to(self.head.weight.device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 

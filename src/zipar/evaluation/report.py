@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zipar.arguments import instance, refusal, whole
 from zipar.decoding import names
 from zipar.decoding.raster import Raster
 from zipar.decoding.strategy import Strategy
@@ -65,7 +66,7 @@ class Report(NamedTuple):
 
 def evaluate(
     study: Study,
-    strategies: Iterable[Strategy],
+    strategies: Iterable[Strategy | str],
     graders: Graders,
     pictures: int = 12,
     callback: Callable[[Strategy, int], None] = lambda strategy, images: None,
@@ -91,8 +92,14 @@ class Comparison:
             study: of two prompts or more.
             pictures: how many of each strategy's to keep.
             callback: told how many images a batch has brought.
+
+        Raises:
+            ZipARError: an argument is of a wrong type.
         """
-        self.study, self.graders, self.pictures, self.callback = study, graders, pictures, callback
+        instance("study", study, Study, "a Study")
+        instance("graders", graders, Graders, "Graders")
+        self.study, self.graders, self.callback = study, graders, callback
+        self.pictures = whole("pictures", pictures)
         vocabulary = study.model.vocabulary
         self.asked = [vocabulary.parse(prompt) for prompt in study.prompts] if vocabulary and graders.judge else []
         self.report = Report([], [])
@@ -100,8 +107,13 @@ class Comparison:
         self._base: dict[str, Any] = {}
         self.measure(Raster())
 
-    def measure(self, strategy: Strategy) -> dict[str, Any]:
-        """The row of a strategy."""
+    def measure(self, strategy: Strategy | str) -> dict[str, Any]:
+        """The row of a strategy, or of the one of that name.
+
+        Raises:
+            ZipARError: it is none.
+        """
+        strategy = names.strategy_of(strategy)
         if strategy not in self._rows:
             found = self._collect(strategy)
             self._base = self._base or found
@@ -179,7 +191,13 @@ def _row(found: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
 
 
 def mean(values: np.ndarray) -> Estimate:
-    """The mean of independent values (n,), n > 1, with its normal interval."""
+    """The mean of independent values (n,), n > 1, with its normal interval.
+
+    Raises:
+        ZipARError: there are fewer.
+    """
+    if not isinstance(values, np.ndarray) or values.ndim != 1 or len(values) < 2:
+        raise refusal("values", values, "an array of 2 numbers or more")
     center = float(values.mean())
     reach = NormalDist().inv_cdf(0.975) * float(values.std(ddof=1)) / len(values) ** 0.5
     return Estimate(center, center - reach, center + reach)

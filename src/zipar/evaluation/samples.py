@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from zipar.arguments import keep, text, whole
 from zipar.checkpoints.tuned import FILE
 from zipar.decoding import names
 from zipar.decoding.engine import Progress, decode
@@ -63,6 +64,10 @@ class Study:
     """Where finished batches are kept."""
     cuda_graphs: bool = True
     """Replay passes as CUDA graphs, where the model bears it."""
+
+    def __post_init__(self) -> None:
+        keep(self, seed=whole("seed", self.seed), batch_size=whole("batch_size", self.batch_size, 1))
+        keep(self, prompts=[text("prompts", prompt) for prompt in self.prompts])
 
     def batches(self, strategy: Strategy, callback: Callable[[Progress], None] | None = None) -> Iterator[Batch]:
         """The images of all prompts, in order.

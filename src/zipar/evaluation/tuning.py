@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
+from zipar.arguments import function, real, whole
 from zipar.decoding.zipar import ZipAR
 
 TOLERANCE = 0.02
@@ -31,7 +32,13 @@ def search(measure: Callable[[ZipAR], Figures], columns: int, lookahead: int, to
         measure: makes images with a setting.
         columns: of the grid: a window as wide gives raster's tokens.
         lookahead: the most drafts to try.
+
+    Raises:
+        ZipARError: a number that is not possible.
     """
+    function("measure", measure)
+    columns, lookahead = whole("columns", columns, 1), whole("lookahead", lookahead, 1)
+    tolerance = real("tolerance", tolerance, lambda x: x >= 0, "a number of nats, 0 or more")
     good: list[tuple[float, ZipAR]] = []
     narrowest = 1
     while lookahead >= 1 and narrowest < columns:

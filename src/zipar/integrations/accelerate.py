@@ -5,7 +5,9 @@ import inspect
 from types import TracebackType
 from typing import Any
 
+from zipar.decoding.names import strategy_of
 from zipar.decoding.strategy import Strategy
+from zipar.errors import ZipARError
 from zipar.integrations.families import family_of
 from zipar.integrations.generate import generate, refusal
 from zipar.models.packing import forget
@@ -21,7 +23,7 @@ _REFUSED = (
 class _Generate:
     """``generate`` of a model, images in parallel; that of a copy of the model is a copy, and belongs to it."""
 
-    def __init__(self, model: Any, strategy: Strategy | None) -> None:
+    def __init__(self, model: Any, strategy: Strategy) -> None:
         self.model, self.strategy, self.undone = model, strategy, False
         self.hidden = vars(model).get("generate")  # an acceleration outside this one, say
         self.__wrapped__, self.__doc__ = model.generate, model.generate.__doc__
@@ -40,12 +42,15 @@ class _Generate:
 
 
 class Acceleration:
-    """A model whose images are decoded in parallel until ``undo``, or until the end of a ``with``."""
+    """A model whose images are decoded in parallel until ``undo``, or until the end of a ``with``.
 
-    def __init__(self, model: Any, strategy: Strategy | None) -> None:
-        family_of(model)
-        self._model = model
-        self._generate = model.generate = _Generate(model, strategy)
+    Several may be on one model: the newest that is not undone decodes.
+    """
+
+    def __init__(self, model: Any, strategy: Strategy | str | None) -> None:
+        self._given, self._model = model, _generating(model)
+        family_of(self._model)  # raises where there is none
+        self._generate = self._model.generate = _Generate(self._model, strategy_of(strategy))
 
     def undo(self) -> None:
         """Take this acceleration away, whichever others there are; does nothing when that was done before."""
@@ -58,7 +63,7 @@ class Acceleration:
                 self._model.generate = outermost.hidden
 
     def __enter__(self) -> Any:
-        return self._model
+        return self._given
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -66,7 +71,7 @@ class Acceleration:
         self.undo()
 
 
-def accelerate(model: Any, strategy: Strategy | None = None) -> Acceleration:
+def accelerate(model: Any, strategy: Strategy | str | None = None) -> Acceleration:
     """Decode the images that ``model.generate`` makes in parallel, from now on or in a ``with`` block.
 
     ::
@@ -85,8 +90,9 @@ def accelerate(model: Any, strategy: Strategy | None = None) -> Acceleration:
 
     Args:
         model: a ``JanusForConditionalGeneration``, ``Emu3ForConditionalGeneration`` or
-            ``ChameleonForConditionalGeneration``, plain or compiled, on any devices.
-        strategy: the order of decoding; None for ``ZipAR()``.
+            ``ChameleonForConditionalGeneration``, plain or compiled, on any devices; or one of peft around it, whose
+            adapters count.
+        strategy: the order of decoding, or its name, such as "zipar:8"; None for ``ZipAR()``.
 
     Accelerations of one model may be nested, and undone in any order. A copy of an accelerated model is accelerated
     itself, for good. Passes compute in the model's own number format, whatever ``torch.autocast`` says.
@@ -98,3 +104,19 @@ def accelerate(model: Any, strategy: Strategy | None = None) -> Acceleration:
         ZipARError: a model of another class. ``model.generate`` then raises it for an argument that cannot be honoured.
     """
     return Acceleration(getattr(model, "_orig_mod", model), strategy)
+
+
+def _generating(model: Any) -> Any:
+    """The model whose ``generate`` runs in the end: peft's wraps one, with adapters in place of its layers.
+
+    Raises:
+        ZipARError: peft's keeps what it learned outside, as tokens before the prompt.
+    """
+    if not callable(getattr(model, "get_base_model", None)):
+        return model
+    if getattr(model.active_peft_config, "is_prompt_learning", False):
+        raise ZipARError(
+            f"{type(model).__name__} has learned tokens before the prompt, which would be passed over: give one whose "
+            "adapters are in the layers, such as LoRA"
+        )
+    return model.get_base_model()

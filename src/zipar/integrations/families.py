@@ -118,7 +118,7 @@ class Emu3Family(Family):
 
     def wanted(self, model: Any, arguments: dict[str, Any]) -> bool:
         marker = (model.config.vocabulary_map or {}).get(BEFORE_IMAGE[-1], -1)
-        return bool((_prompts(arguments)[:, -1:] == marker).any())
+        return bool((_prompts(model, arguments)[:, -1:] == marker).any())
 
     def visual(self, model: Any, call: Call) -> Emu3:
         return Emu3(model)
@@ -145,7 +145,7 @@ class ChameleonFamily(Family):
     arguments = frozenset({"negative_prompt_attention_mask", "negative_prompt_ids"})
 
     def wanted(self, model: Any, arguments: dict[str, Any]) -> bool:
-        ids = _prompts(arguments)
+        ids = _prompts(model, arguments)
         return any(bool(ended.any()) for ended in self._ended(model, ids).values())
 
     def visual(self, model: Any, call: Call) -> Chameleon:
@@ -186,15 +186,26 @@ def family_of(model: PreTrainedModel) -> Family:
     if kind not in FAMILIES or not isinstance(model, GenerationMixin):
         raise ZipARError(
             f"{type(model).__name__} is no model of transformers whose images zipar can decode; "
-            f"give one that generates, of type {', '.join(FAMILIES)}"
+            f"give one that generates, of type {', '.join(FAMILIES)}, and of a wrapper the model inside"
         )
     return FAMILIES[kind]
 
 
-def _prompts(arguments: dict[str, Any]) -> Tensor:
-    """The token ids in arguments of ``generate``, int64 (rows, length): no rows where there are none."""
+def _prompts(model: Any, arguments: dict[str, Any]) -> Tensor:
+    """The token ids in arguments of ``generate``, int64 (rows, length): no rows where there are none.
+
+    Padding on the right, which images are refused with, is moved to the left: what is asked for shows before it.
+    """
     ids = arguments.get("inputs") if arguments.get("input_ids") is None else arguments["input_ids"]
-    return ids if isinstance(ids, Tensor) and ids.ndim == 2 else torch.empty(0, 0, dtype=torch.int64)
+    if not isinstance(ids, Tensor) or ids.ndim != 2:
+        return torch.empty(0, 0, dtype=torch.int64)
+    mask = arguments.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.shape != ids.shape:
+        pad = model.generation_config.pad_token_id
+        mask = ids != (-1 if pad is None else pad)
+    behind = mask.bool().flip(1).long().cumsum(1).eq(0).sum(1, keepdim=True)
+    places = torch.arange(ids.shape[1], device=ids.device) - behind.to(ids.device)
+    return ids.gather(1, places.remainder(max(ids.shape[1], 1)))
 
 
 def _prefix(visual: Emu3 | Chameleon, call: Call, unconditional: Tensor) -> Prefix:

@@ -20,9 +20,9 @@ from transformers import (
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from zipar.decoding.engine import decode
+from zipar.decoding.names import strategy_of
 from zipar.decoding.sampling import Sampling
 from zipar.decoding.strategy import Strategy
-from zipar.decoding.zipar import ZipAR
 from zipar.errors import ZipARError
 from zipar.integrations.families import Call, Family, family_of
 
@@ -51,7 +51,7 @@ def generate(
     logits_processor: LogitsProcessorList | None = None,
     stopping_criteria: StoppingCriteriaList | None = None,
     generation_config: GenerationConfig | None = None,
-    strategy: Strategy | None = None,
+    strategy: Strategy | str | None = None,
     image_guidance_scale: float | None = None,
     **model_kwargs: Any,
 ) -> Tensor | GenerateDecoderOnlyOutput:
@@ -65,7 +65,7 @@ def generate(
     Args:
         model: a model of a family that zipar supports.
         input_ids: int64 (images, length), padded on the left.
-        strategy: the order of decoding; None for ``ZipAR()``.
+        strategy: the order of decoding, or its name, such as "zipar:8"; None for ``ZipAR()``.
         image_guidance_scale: used instead of ``guidance_scale``. Janus needs it: its ``generate`` takes
             ``custom_generate`` in text mode alone, that is without ``generation_mode``, where it discards
             ``guidance_scale`` (and ``logits_processor``). ``zipar.accelerate`` has no such restriction.
@@ -77,7 +77,11 @@ def generate(
         ZipARError: an argument that cannot be honoured, by its name.
     """
     family = family_of(model)
-    assert generation_config is not None, "transformers always gives its loops the config"
+    strategy = strategy_of(strategy)
+    if not (isinstance(generation_config, GenerationConfig) and isinstance(input_ids, Tensor) and input_ids.ndim == 2):
+        raise ZipARError(
+            "zipar.generate runs inside of transformers: call model.generate(..., custom_generate=zipar.generate)"
+        )
     processors, criteria = list(logits_processor or ()), list(stopping_criteria or ())
     _check_config(generation_config)
     _check_objects(family, generation_config, processors, criteria)
@@ -88,14 +92,17 @@ def generate(
     constraints = [processor for processor in processors if isinstance(processor, PrefixConstrainedLogitsProcessor)]
     mask = model_kwargs.get("attention_mask")
     valid = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
+    if not bool(valid[:, -1].all()):
+        raise ZipARError("attention_mask has padding after the tokens of a prompt: pad on the left")
     call = Call(input_ids, valid, *_negative(processors), constraints, generation_config, sampling.guided)
     images = len(input_ids)
     seeds = torch.randint(2**63 - 1, (images,)).tolist() if generation_config.do_sample else [0] * images
     visual = family.visual(model, call)
     with torch.inference_mode(), torch.autocast(visual.device.type, enabled=False):
         prefix, grid = family.read(visual, call)
+        visual.fitting(prefix, grid)
     graphs = not generation_config.disable_compile and visual.capturable()
-    tokens = decode(visual, prefix, grid, strategy or ZipAR(), sampling, seeds, cuda_graphs=graphs).tokens
+    tokens = decode(visual, prefix, grid, strategy, sampling, seeds, cuda_graphs=graphs).tokens
     # cloned: autograd refuses tensors made in inference mode, and the caller may not be in it
     sequences = family.write(visual, call, tokens.clone()).to(input_ids)
     if generation_config.return_dict_in_generate:

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 import zipar.pretrained
+from zipar.arguments import shown
 from zipar.checkpoints.files import read_config
 from zipar.errors import ZipARError
 from zipar.models import quantization
@@ -37,7 +38,7 @@ def load(
     """
     directory = find(name)
     found = family(directory)
-    place = usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = usable(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
     if dtype is None:
         dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
     if quantize is not None:
@@ -59,8 +60,9 @@ def usable(device: str | torch.device) -> torch.device:
     try:
         place = torch.device(device)
         torch.empty(1, device=place).item()  # the meta device holds no values, others may not be there
-    except (RuntimeError, AssertionError) as error:
-        raise ZipARError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # torch's own, and Python's over what is no device at all
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ZipARError(f"device {shown(device)} cannot be used here: {reason[:200]}") from error
     return place
 
 

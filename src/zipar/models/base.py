@@ -3,6 +3,7 @@
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
@@ -10,6 +11,7 @@ from typing import Any, ClassVar, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from zipar.arguments import shown
 from zipar.decoding.cache import SlotCache
 from zipar.decoding.decodable import Prefix
 from zipar.decoding.sampling import Sampling
@@ -18,6 +20,8 @@ from zipar.grid import TokenGrid
 from zipar.models.double import Double
 from zipar.models.packing import is_bare
 from zipar.prompts import PromptVocabulary
+
+T = TypeVar("T")
 
 
 def to_bytes(pixels: Tensor) -> Tensor:
@@ -62,6 +66,10 @@ class VisualModel(ABC, nn.Module):
     """Attention layers, each of which keeps keys and values."""
     image_size: tuple[int, int]
     """(height, width) in pixels of the images it makes unless told otherwise."""
+    positions: int | None = None
+    """The most tokens of a prompt and its image together, where the model has a limit."""
+    classes: int | None = None
+    """Where prompts are the numbers of classes: how many there are."""
     vocabulary: PromptVocabulary | None = None
     """What prompts may say, where the model knows."""
     quantized: str | None = None
@@ -93,6 +101,20 @@ class VisualModel(ABC, nn.Module):
         Raises:
             ZipARError: a prompt that the model cannot take.
         """
+
+    def fitting(self, prefix: Prefix, grid: TokenGrid) -> Prefix:
+        """``prefix``, where the model has as many positions as it and an image of ``grid`` take.
+
+        Raises:
+            ZipARError: it has not.
+        """
+        longest = int(prefix.valid.sum(1).max())
+        if self.positions is not None and longest + grid.slots > self.positions:
+            raise ZipARError(
+                f"a prompt of {longest} tokens leaves no room for an image of {grid.slots}, for this "
+                f"{type(self).__name__} reads {self.positions} at most: shorten the prompt, or make the image smaller"
+            )
+        return prefix
 
     @abstractmethod
     def prefill(self, prefix: Prefix, cache: SlotCache, mask: Tensor) -> Tensor:
@@ -202,3 +224,25 @@ class VisualModel(ABC, nn.Module):
         Raises:
             ZipARError: the checkpoint's config is damaged.
         """
+
+
+def configured(defaults: Sampling, config: Any) -> Sampling:
+    """``defaults``, but greedy where a generation config of transformers asks for it."""
+    return replace(defaults, temperature=0.0) if config.do_sample is False else defaults
+
+
+def tokenized(read: Callable[[list[str]], T], prompts: Sequence[str]) -> T:
+    """What ``read``, a tokenizer or processor, makes of prompts.
+
+    Raises:
+        ZipARError: it raised something, over the prompt that is named.
+    """
+    try:
+        return read(list(prompts))
+    except Exception as error:  # tokenizers and processors raise all kinds
+        for prompt in prompts if len(prompts) > 1 else ():
+            tokenized(read, [prompt])
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ZipARError(
+            f"prompt {shown(prompts[0])} cannot be read by the model's tokenizer ({reason}): put it in other words"
+        ) from error

@@ -6,6 +6,7 @@ after each. The modules are transformers' ``Emu3ForConditionalGeneration``.
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from zipar.decoding.sampling import Sampling
 from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
 from zipar.models.backbone import TransformersModel
-from zipar.models.base import to_bytes
+from zipar.models.base import configured, to_bytes, tokenized
 
 POSITIVE_PROMPT = " masterpiece, film grained, best quality."
 """The authors end every prompt so."""
@@ -57,7 +58,8 @@ class Emu3(TransformersModel):
         """
         super().__init__(model, model.model.text_model)
         self.processor = processor
-        self.defaults = Sampling(guidance_scale=3.0, top_k=2048)
+        self.defaults = configured(Sampling(guidance_scale=3.0, top_k=2048), model.generation_config)
+        self.positions = self.decoder.config.max_position_embeddings
         self.codebook_size: int = model.config.vq_config.codebook_size
         self.downsampling: int = model.model.vqmodel.spatial_scale_factor
         self.image_size = (SIDE // self.downsampling * self.downsampling,) * 2
@@ -105,8 +107,8 @@ class Emu3(TransformersModel):
         texts = [prompt.removesuffix(POSITIVE_PROMPT) + POSITIVE_PROMPT for prompt in prompts]
         if guided:
             texts += negative_prompts or [NEGATIVE_PROMPT] * len(prompts)
-        inputs = self.processor(
-            text=texts,
+        reading = partial(
+            self.processor,
             padding=True,
             padding_side="left",
             return_tensors="pt",
@@ -114,13 +116,8 @@ class Emu3(TransformersModel):
             ratio=f"{grid.columns}:{grid.rows}",
             image_area=grid.tokens * self.processor.downsample_ratio**2,
         )
-        length, limit = inputs["input_ids"].shape[1], self.decoder.config.max_position_embeddings
-        if length + grid.slots > limit:
-            raise ZipARError(
-                f"a prompt of {length} tokens leaves no room for an image of {grid.slots}, for this Emu3 reads {limit} "
-                "at most: shorten the prompt, or make the image smaller"
-            )
-        return self.prompt(inputs["input_ids"], inputs["attention_mask"])
+        inputs = tokenized(lambda each: reading(text=each), texts)
+        return self.fitting(self.prompt(inputs["input_ids"], inputs["attention_mask"]), grid)
 
     def prompt(self, input_ids: Tensor, attention_mask: Tensor) -> Prefix:
         """The prefix of prompts that are token ids already, int64 (rows, length) each, padded on the left."""

@@ -4,6 +4,7 @@ import difflib
 from functools import cache
 from pathlib import Path
 
+from zipar.arguments import shown
 from zipar.errors import ZipARError
 
 
@@ -15,9 +16,9 @@ def imagenet_class(prompt: str, classes: int) -> int:
     """
     text = prompt.strip().lower()
     if text.isdecimal():
-        if int(text) < classes:
+        if len(text) < 10 and int(text) < classes:  # Python reads no integers of thousands of digits
             return int(text)
-        raise ZipARError(f"class {text} is not known: the model has classes 0 to {classes - 1}")
+        raise ZipARError(f"class {shown(text)} is not known: the model has classes 0 to {classes - 1}")
     if classes != len(_lines()):
         raise ZipARError(f"prompt {prompt!r}: this class-conditional model takes a class number, 0 to {classes - 1}")
     found = _names().get(text, [])

@@ -18,7 +18,7 @@ from zipar.decoding.sampling import Sampling
 from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
 from zipar.models.backbone import TransformersModel
-from zipar.models.base import to_bytes
+from zipar.models.base import configured, to_bytes, tokenized
 
 
 class Janus(TransformersModel):
@@ -32,11 +32,12 @@ class Janus(TransformersModel):
         """``model`` is a ``JanusForConditionalGeneration``; only prompts need its ``JanusProcessor``."""
         super().__init__(model, model.model.language_model)
         self.processor = processor
+        self.positions = self.decoder.config.max_position_embeddings
         settings = {"guidance_scale": 5.0}
         for name in ("guidance_scale", "temperature", "top_k", "top_p"):
             if (value := getattr(model.generation_config, name, None)) is not None:
                 settings[name] = value
-        self.defaults = Sampling(**settings)  # type: ignore[arg-type]
+        self.defaults = configured(Sampling(**settings), model.generation_config)  # type: ignore[arg-type]
         self.side = model.config.vq_config.num_patches
         if (tokens := model.config.vision_config.num_image_tokens) != self.side**2:
             raise ZipARError(f"a Janus of {tokens} tokens an image should have a square of {self.side} x {self.side}")
@@ -66,17 +67,17 @@ class Janus(TransformersModel):
             raise ZipARError("a negative prompt does nothing at guidance scale 1: raise the scale or leave it out")
         if self.processor is None:
             raise ZipARError("this Janus has no processor to read prompts with: make it as Janus(model, processor)")
-        messages = [
-            [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
-            for prompt in [*prompts, *(negative_prompts or ())]
-        ]
-        texts = self.processor.apply_chat_template(messages, add_generation_prompt=True)
-        inputs = self.processor(text=texts, generation_mode="image", padding=True, return_tensors="pt")
+        inputs = tokenized(self._read, [*prompts, *(negative_prompts or ())])
         ids = inputs["input_ids"].to(self.device)
         valid = inputs["attention_mask"].to(ids.device, torch.bool)
         if guided and negative_prompts is None:
-            return self.guided_prompt(ids, valid, self.model.generation_config)
-        return self.prompt(ids, valid)
+            return self.fitting(self.guided_prompt(ids, valid, self.model.generation_config), grid)
+        return self.fitting(self.prompt(ids, valid), grid)
+
+    def _read(self, prompts: list[str]) -> Any:
+        messages = [[{"role": "user", "content": [{"type": "text", "text": prompt}]}] for prompt in prompts]
+        texts = self.processor.apply_chat_template(messages, add_generation_prompt=True)
+        return self.processor(text=texts, generation_mode="image", padding=True, return_tensors="pt")
 
     def prompt(self, ids: Tensor, valid: Tensor) -> Prefix:
         """The prefix of prompts that are token ids already, int64 and bool (rows, length), padded on the left."""

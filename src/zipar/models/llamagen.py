@@ -26,7 +26,7 @@ from zipar.decoding.sampling import Sampling
 from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
 from zipar.image_tokenizers.vq import VQConfig, VQModel
-from zipar.models.base import VisualModel, to_bytes
+from zipar.models.base import VisualModel, to_bytes, tokenized
 from zipar.models.imagenet import imagenet_class
 from zipar.prompts import PromptVocabulary
 
@@ -84,7 +84,7 @@ class LlamaGen(VisualModel):
         self.text_tokenizer = text_tokenizer
         self.defaults = defaults or Sampling()
         self.vocabulary = vocabulary
-        self.layers = config.layers
+        self.layers, self.classes = config.layers, config.classes
         side = config.grid_side * image_tokenizer.config.downsampling
         self.image_size = (side, side)
         rotary = rotary_2d(config.grid_side, config.head_dim, config.rope_base)
@@ -158,11 +158,10 @@ class LlamaGen(VisualModel):
         return self._text_prefix(both, guided and negative_prompts is None)
 
     def _class_prefix(self, prompts: Sequence[str], unconditional: bool) -> Prefix:
-        classes = self.decoder.config.classes
-        assert classes is not None
-        labels = [imagenet_class(prompt, classes) for prompt in prompts]
+        assert self.classes is not None
+        labels = [imagenet_class(prompt, self.classes) for prompt in prompts]
         if unconditional:
-            labels += [classes] * len(labels)
+            labels += [self.classes] * len(labels)
         embeddings = self.decoder.cls_embedding(torch.tensor(labels, device=self.device))
         return Prefix(embeddings, torch.ones(len(labels), 1, dtype=torch.bool, device=self.device))
 
@@ -170,7 +169,7 @@ class LlamaGen(VisualModel):
         # T5 has relative positions only: padded on the left, it gives the features that the authors
         # compute padded on the right and then move there
         limit = self.decoder.config.prefix_length
-        words = self.text_tokenizer([" ".join(prompt.lower().split()) for prompt in prompts])["input_ids"]
+        words = tokenized(self.text_tokenizer, [" ".join(prompt.lower().split()) for prompt in prompts])["input_ids"]
         for prompt, ids in zip(prompts, words, strict=True):
             if len(ids) > limit:
                 warnings.warn(
@@ -213,8 +212,8 @@ class LlamaGen(VisualModel):
     def examples(self, count: int) -> list[str]:
         if self.vocabulary is not None:
             return [self.vocabulary.sample(i) for i in range(count)]
-        if (classes := self.decoder.config.classes) is not None:
-            return [str(draw.randrange(classes)) for draw in map(random.Random, range(count))]
+        if self.classes is not None:
+            return [str(draw.randrange(self.classes)) for draw in map(random.Random, range(count))]
         return super().examples(count)
 
     def pixels(self, tokens: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from zipar.grid import TokenGrid
 from zipar.image_tokenizers.chameleon import ChameleonImageDecoder, code_ids
 from zipar.image_tokenizers.vq import VQConfig
 from zipar.models.backbone import TransformersModel
-from zipar.models.base import to_bytes
+from zipar.models.base import configured, to_bytes, tokenized
 
 TOKEN_SIDE = 16
 """Pixels along a side of the square that an image token stands for."""
@@ -62,7 +62,7 @@ class Chameleon(TransformersModel):
         super().__init__(model, model.model)
         self.tokenizer, self.image_tokenizer = tokenizer, image_tokenizer
         self.image_size = (image_size, image_size)
-        self.defaults = defaults or self.sampling
+        self.defaults = defaults or configured(self.sampling, model.generation_config)
         self.names: dict[str, int] = model.config.vocabulary_map or {}
         ids = code_ids(self.names)
         self.codebook_size, self.first = len(ids), int(ids.min())
@@ -183,7 +183,8 @@ class Chameleon(TransformersModel):
             raise ZipARError(
                 f"this {type(self).__name__} was made without a tokenizer and takes no prompts: give it one"
             )
-        words = self.tokenizer.encode(self.request(text, grid), add_special_tokens=False).ids
+        tokenizer, request = self.tokenizer, self.request(text, grid)
+        words = tokenized(lambda texts: tokenizer.encode(texts[0], add_special_tokens=False).ids, [request])
         sequence = [self.beginning, *words, self.turn_end, *self.header(grid)]
         room = self.model.config.max_position_embeddings - grid.slots
         if len(sequence) > room:  # positions go on, and so do the authors: only trained on they were not

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zipar.arguments import choice
 from zipar.errors import ZipARError
 from zipar.models.packing import linear_layers
 
@@ -32,8 +33,7 @@ def check(how: str, device: torch.device) -> None:
     Raises:
         ZipARError: there is no such way, or nothing here that computes in it.
     """
-    if how not in WAYS:
-        raise ZipARError(f"weights cannot be quantised to {how!r}; possible: {', '.join(WAYS)}")
+    choice("quantize", how, WAYS)
     if device.type == "cuda":
         _torchao()
     elif device.type != "cpu":
