@@ -1,3 +1,6 @@
+import itertools
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -77,11 +80,121 @@ def test_callback_is_told_of_every_pass(pipe):
         ({"prompt": "3", "negative_prompt": "4", "guidance_scale": 1.0}, "negative prompt does nothing"),
         ({"prompt": "a fox"}, "class number"),
         ({"prompt": "10"}, "classes 0 to 9"),
+        ({"prompt": "9" * 5000}, "classes 0 to 9"),
+        ({"prompt": 10}, "prompt 10 is not possible: use a whole number from 0 to 9"),
+        ({"prompt": [3, True]}, "prompt True"),
+        ({"prompt": None}, "prompt None"),
+        ({"prompt": b"3"}, "prompt b'3'"),
+        ({"prompt": {"3": 1}}, "prompt {'3': 1}"),
+        ({"prompt": [["3"]]}, r"prompt \['3'\]"),
+        ({"prompt": "a \udcff fox"}, r"prompt 'a \\udcff fox' .* UTF-8"),
+        ({"prompt": "3", "negative_prompt": 2.5}, "negative_prompt 2.5"),
+        ({"prompt": "3", "seed": None}, "seed None is not possible: use a whole number"),
+        ({"prompt": "3", "seed": 1.5}, "seed 1.5"),
+        ({"prompt": "3", "seed": "1"}, "seed '1'"),
+        ({"prompt": "3", "seed": [1.0]}, "seed 1.0"),
+        ({"prompt": "3", "seed": itertools.count()}, "seeds do not fit 1 image"),
+        ({"prompt": "3", "height": 0}, "height 0"),
+        ({"prompt": "3", "width": "16"}, "width '16'"),
+        ({"prompt": "3", "top_k": 2.5}, "top_k 2.5"),
+        ({"prompt": "3", "temperature": "1"}, "temperature '1'"),
+        ({"prompt": "3", "num_images_per_prompt": 10**9}, "num_images_per_prompt 1000000000 .* from 1 to 65536"),
+        ({"prompt": "3", "strategy": "zipar:0"}, "window 0"),
+        ({"prompt": "3", "strategy": zipar.Raster}, "strategy <class"),
+        ({"prompt": "3", "deterministic": "no"}, "deterministic 'no' is not possible: use True or False"),
+        ({"prompt": "3", "callback": 1}, "callback 1"),
     ],
 )
 def test_bad_arguments_are_named(pipe, arguments, message):
     with pytest.raises(zipar.ZipARError, match=message):
         pipe(**arguments)
+
+
+@pytest.mark.parametrize("prompt", [7, np.int64(7), [7], (7,), np.array([7]), ["7"], iter([7])], ids=repr)
+def test_classes_may_be_numbers(pipe, prompt):
+    assert (pipe(prompt, seed=4).tokens == pipe("7", seed=4).tokens).all()
+    assert (pipe("3", negative_prompt=7).tokens == pipe("3", negative_prompt="7").tokens).all()
+
+
+def test_numbers_are_no_prompts_of_sentences(tiny_models):
+    with pytest.raises(zipar.ZipARError, match="prompt 207 is not possible: use a text"):
+        zipar.pipeline(tiny_models.by_text)(207)
+
+
+def test_arguments_of_one_meaning_are_honoured(pipe):
+    plain = pipe(["3", "4"], strategy=zipar.ZipAR(4, 8), seed=[5, 6], temperature=0.5, top_k=9)
+    numbers = {"seed": np.array([5, 6]), "temperature": np.float32(0.5), "top_k": np.int64(9), "height": np.int32(16)}
+    assert (pipe(("3", "4"), strategy="zipar:4:8", **numbers).tokens == plain.tokens).all()
+    assert (
+        pipe(iter(["3", "4"]), strategy="ZipAR:4:8", **{**numbers, "seed": range(5, 7)}).tokens == plain.tokens
+    ).all()
+    assert zipar.Pipeline(pipe.model, "raster").strategy == zipar.Raster()
+
+
+def test_cold_images_are_greedy(pipe):
+    greedy = pipe("3", temperature=0, guidance_scale=1e6)
+    assert (pipe("3", temperature=1e-39, guidance_scale=1e6, seed=8).tokens == greedy.tokens).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dtype": "float12"}, "dtype 'float12' is not possible: use float32 or bfloat16 or float16"),
+        ({"dtype": torch.int32}, "dtype torch.int32"),
+        ({"device": 1.5}, "device 1.5 cannot be used here"),
+        ({"device": ""}, "device '' cannot be used here"),
+        ({"quantize": 8}, "quantize 8 is not possible: use 'int8'"),
+        ({"cuda_graphs": 1}, "cuda_graphs 1"),
+    ],
+)
+def test_bad_settings_of_a_pipeline_are_named(janus_directory, arguments, message):
+    with pytest.raises(zipar.ZipARError, match=message):
+        zipar.pipeline(janus_directory, **arguments)
+
+
+def test_number_formats_may_be_named(janus_directory):
+    pipe = zipar.pipeline(janus_directory, dtype="bfloat16", device="cpu")
+    assert pipe.model.dtype == torch.bfloat16
+    assert pipe.to(dtype="float32").model.dtype == torch.float32
+
+
+@pytest.mark.parametrize("model", [None, 3, b"emoji", torch.nn.Linear(1, 1)], ids=repr)
+def test_what_is_no_model_is_refused(model):
+    with pytest.raises(zipar.ZipARError, match=r"model .* is not possible: use a directory, a hub id or"):
+        zipar.pipeline(model)
+
+
+class Picky:
+    """A tokenizer that cannot read everything."""
+
+    def encode(self, text, **settings):
+        return SimpleNamespace(ids=self([text])["input_ids"][0])
+
+    def __call__(self, texts):
+        if any("bad" in text for text in texts):
+            raise StopIteration
+        return {"input_ids": [[1] for _ in texts]}
+
+
+@pytest.mark.parametrize("family", ["janus", "emu3", "lumina_mgpt", "anole", "llamagen"])
+def test_what_a_tokenizer_raises_names_the_prompt(checkpoints, tiny_models, monkeypatch, family):
+    model = tiny_models.by_text if family == "llamagen" else zipar.pipeline(checkpoints(family), device="cpu").model
+    bad = "a bad fox"
+    if family in ("janus", "emu3"):
+        bad = "a <image> fox"  # stands for a picture, which there is none of
+    else:
+        monkeypatch.setattr(model, "text_tokenizer" if family == "llamagen" else "tokenizer", Picky())
+    grid = model.grid(16, 16) if family == "emu3" else model.grid(*model.image_size)
+    with pytest.raises(zipar.ZipARError, match=f"prompt .*{bad}.* cannot be read by the model's tokenizer"):
+        model.prefix(["a fox", bad, "a bird"], None, True, grid)
+    assert len(model.prefix(["a fox", "a bird"], None, True, grid).valid) == 4
+
+
+@pytest.mark.parametrize(("family", "side"), [("janus", 12), ("emu3", 16)])
+def test_a_prompt_beyond_the_last_position_is_refused(checkpoints, family, side):
+    pipe = zipar.pipeline(checkpoints(family), device="cpu")
+    with pytest.raises(zipar.ZipARError, match=f"leaves no room for an image .* reads {pipe.model.positions} at most"):
+        pipe(["a", "fox " * pipe.model.positions], height=side, width=side)
 
 
 def test_a_name_that_is_no_checkpoint():

@@ -80,13 +80,13 @@ class Pipeline:
         self.strategy = strategy_of(strategy)
         self.cuda_graphs = flag("cuda_graphs", cuda_graphs)
 
-    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "Pipeline":
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | str | None = None) -> "Pipeline":
         """Move the model to a device, and its decoder to another number format; returns the pipeline itself.
 
         Raises:
-            ZipARError: the device cannot be used, or the model was quantised for the one that it is on.
+            ZipARError: the device or number format cannot be used, or the model was quantised for the device it is on.
         """
-        self.model.to(None if device is None else auto.usable(device), dtype)
+        self.model.to(None if device is None else auto.usable(device), _weights(dtype))
         return self
 
     @torch.inference_mode()
@@ -251,12 +251,17 @@ def pipeline(
     if not isinstance(model, str | os.PathLike):
         loaded = "one of zipar's, such as zipar.models.janus.Janus(model, processor)"
         raise refusal("model", model, f"a directory, a hub id or {loaded}")
-    weights = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if dtype is not None and not (isinstance(weights, torch.dtype) and weights in DTYPES.values()):
-        raise refusal("dtype", dtype, " or ".join(DTYPES))
     cuda_graphs = flag("cuda_graphs", cuda_graphs)
     directory = auto.find(path("model", model))
-    return Pipeline(auto.load(directory, weights, device, quantize), tuned(directory), cuda_graphs)
+    return Pipeline(auto.load(directory, _weights(dtype), device, quantize), tuned(directory), cuda_graphs)
+
+
+def _weights(dtype: Any) -> torch.dtype | None:
+    """A number format of weights, also by its name."""
+    named = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if dtype is not None and not (isinstance(named, torch.dtype) and named in DTYPES.values()):
+        raise refusal("dtype", dtype, " or ".join(DTYPES))
+    return named
 
 
 def _repeat(items: Sequence[str], times: int) -> list[str]:

@@ -11,7 +11,7 @@ from scipy import stats
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from zipar import Sampling, ZipARError
-from zipar.decoding.sampling import Draw, filter_logits, guide, gumbel, probabilities, sample
+from zipar.decoding.sampling import COLDEST, STRONGEST, Draw, filter_logits, guide, gumbel, probabilities, sample
 
 RANGE = torch.arange
 
@@ -77,6 +77,18 @@ def test_guidance_moves_away_from_the_unconditional_branch():
 def test_temperature_0_is_greedy():
     logits = torch.randn(3, 4, 20)
     assert draw_tokens(logits, Sampling(temperature=0), RANGE(3), RANGE(4)[None]).equal(logits.argmax(-1))
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 1e-45, 1e-39, 1e-30, 9e-21])
+def test_a_temperature_that_logits_cannot_be_divided_by_is_greedy(temperature):
+    torch.manual_seed(0)
+    logits = guide(torch.randn(6, 4, 50) * 1e6, STRONGEST)
+    assert draw_tokens(logits, Sampling(temperature=temperature), RANGE(3), RANGE(4)[None]).equal(logits.argmax(-1))
+
+
+def test_the_coldest_and_strongest_stay_finite():
+    logits = guide(torch.randn(6, 4, 50) * 1e6, STRONGEST)
+    assert filter_logits(logits, Draw.of(Sampling(temperature=COLDEST), [0, 1, 2])).isfinite().all()
 
 
 def test_images_of_one_batch_have_temperatures_of_their_own():
@@ -204,6 +216,12 @@ def test_noise_is_the_published_hashes_in_unbounded_integers(seed, slot):
         ({"guidance_scale": -0.5}, "guidance_scale -0.5"),
         ({"guidance_scale": float("inf")}, "guidance_scale inf"),
         ({"guidance_scale": float("nan")}, "guidance_scale nan"),
+        ({"guidance_scale": 2e6}, "guidance_scale 2000000.0 .* 1000000 at most"),
+        ({"guidance_scale": "5"}, "guidance_scale '5'"),
+        ({"temperature": 1e39}, r"temperature 1e\+39"),
+        ({"temperature": True}, "temperature True"),
+        ({"top_k": 2.5}, "top_k 2.5 is not possible: use a whole number, 0 or more"),
+        ({"top_p": None}, "top_p None"),
         ({"temperature": -1.0}, "temperature -1.0"),
         ({"temperature": float("inf")}, "temperature inf"),
         ({"temperature": float("nan")}, "temperature nan"),

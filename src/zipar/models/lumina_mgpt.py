@@ -183,8 +183,8 @@ class Chameleon(TransformersModel):
             raise ZipARError(
                 f"this {type(self).__name__} was made without a tokenizer and takes no prompts: give it one"
             )
-        tokenizer, request = self.tokenizer, self.request(text, grid)
-        words = tokenized(lambda texts: tokenizer.encode(texts[0], add_special_tokens=False).ids, [request])
+        encode = self.tokenizer.encode
+        words = tokenized(lambda texts: encode(self.request(texts[0], grid), add_special_tokens=False).ids, [text])
         sequence = [self.beginning, *words, self.turn_end, *self.header(grid)]
         room = self.model.config.max_position_embeddings - grid.slots
         if len(sequence) > room:  # positions go on, and so do the authors: only trained on they were not
