@@ -135,7 +135,7 @@ class Pipeline:
                 self.model.vocabulary.check(text)
                 if unknown := self.model.vocabulary.unknown(text):
                     warnings.warn(
-                        f"words that the model does not know are passed over: {', '.join(unknown)}", stacklevel=3
+                        f"words that the model does not know are passed over: {', '.join(unknown)}", stacklevel=4
                     )
         negatives = None
         if negative_prompt is not None:
