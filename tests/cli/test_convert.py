@@ -14,7 +14,7 @@ def calls(monkeypatch, tmp_path):
         if args[-1].exists():
             raise ZipARError(f"{args[-1]} exists already:\ngive a new directory")
 
-    monkeypatch.setattr("zipar.checkpoints.llamagen.convert", convert, raising=False)
+    monkeypatch.setattr("zipar.conversion.llamagen.convert", convert, raising=False)
     for name in ("gpt.pt", "vq.pt"):
         (tmp_path / name).touch()
     (tmp_path / "t5").mkdir()
@@ -41,7 +41,7 @@ def test_arguments_reach_the_conversion(zipar, calls):
 
 def test_arguments_reach_the_conversion_of_emu3(zipar, calls, monkeypatch, tmp_path):
     received = []
-    monkeypatch.setattr("zipar.checkpoints.emu3.convert", lambda *args, **options: received.append((args, options)))
+    monkeypatch.setattr("zipar.conversion.emu3.convert", lambda *args, **options: received.append((args, options)))
     for name in ("model", "vision"):
         (tmp_path / name).mkdir()
     code, out, err = zipar("convert", "emu3", "model", "vision", "out")
@@ -82,7 +82,7 @@ def test_chameleons_reach_their_conversion(zipar, monkeypatch, tmp_path):
     from zipar.models.lumina_mgpt import Anole
 
     calls = []
-    monkeypatch.setattr("zipar.checkpoints.lumina_mgpt.convert", lambda *args, **options: calls.append((args, options)))
+    monkeypatch.setattr("zipar.conversion.lumina_mgpt.convert", lambda *args, **options: calls.append((args, options)))
     (tmp_path / "lumina").mkdir()
     (tmp_path / "vqgan.ckpt").touch()
     code, out, err = zipar("convert", "lumina-mgpt", "lumina", "vqgan.ckpt", "out", "--image-size", 768)

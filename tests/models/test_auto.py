@@ -6,7 +6,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 import zipar
-from zipar.checkpoints.llamagen import write
+from zipar.conversion.llamagen import write
 from zipar.models import auto
 
 

@@ -68,7 +68,7 @@ def emu3(
     """Convert an Emu3 to transformers' layout: zipar convert emu3 MODEL_DIR TOKENIZER_DIR OUT."""
     import torch
 
-    from zipar.checkpoints.emu3 import convert
+    from zipar.conversion.emu3 import convert
 
     convert(model, image_tokenizer, out, dtype=getattr(torch, dtype.value))
     print(f"{out}: try `zipar generate PROMPT --model {out}`")
@@ -108,7 +108,7 @@ def llamagen(
 
     import torch
 
-    from zipar.checkpoints.llamagen import convert
+    from zipar.conversion.llamagen import convert
 
     convert(
         gpt,
@@ -133,7 +133,7 @@ def lumina_mgpt(
     """Convert a Lumina-mGPT: zipar convert lumina-mgpt DIR VQGAN.ckpt OUT --image-size 768."""
     import torch
 
-    from zipar.checkpoints.lumina_mgpt import convert
+    from zipar.conversion.lumina_mgpt import convert
 
     convert(source, vqgan, out, image_size=int(image_size.value), dtype=getattr(torch, dtype.value))
     print(f"{out}: try `zipar generate PROMPT --model {out}`")
@@ -144,7 +144,7 @@ def anole(source: ChameleonSource, vqgan: VQGAN, out: Out, dtype: Stored = DType
     """Convert an Anole in the format of transformers: zipar convert anole DIR VQGAN.ckpt OUT."""
     import torch
 
-    from zipar.checkpoints.lumina_mgpt import convert
+    from zipar.conversion.lumina_mgpt import convert
     from zipar.models.lumina_mgpt import Anole
 
     convert(source, vqgan, out, family=Anole, dtype=getattr(torch, dtype.value))

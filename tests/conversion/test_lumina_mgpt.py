@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from transformers import ChameleonForConditionalGeneration
 
 import zipar
-from zipar.checkpoints.lumina_mgpt import convert
+from zipar.conversion.lumina_mgpt import convert
 
 
 @pytest.fixture

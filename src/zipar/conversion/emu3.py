@@ -22,9 +22,10 @@ from transformers import (
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from zipar.checkpoints.files import build, check_tensors, new_directory, read_config
+from zipar.checkpoints.files import build, check_tensors, read_config
 from zipar.errors import ZipARError
 from zipar.models.emu3 import AFTER_IMAGE, BEFORE_IMAGE, ROW_END, Emu3
+from zipar.writing import new_directory
 
 PADDING = "<|endoftext|>"
 IMAGE = "<image>"

@@ -15,21 +15,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
-from zipar.checkpoints.files import (
-    Weights,
-    build,
-    check_tensors,
-    count,
-    new_directory,
-    read_config,
-    read_pickle,
-    read_tokenizer,
-    shape_of,
-)
+from zipar.checkpoints.files import build, check_tensors, read_config, read_tokenizer
+from zipar.conversion.published import Weights, count, read_pickle, shape_of
 from zipar.errors import ZipARError
 from zipar.image_tokenizers.chameleon import ChameleonImageDecoder
 from zipar.image_tokenizers.vq import VQConfig
 from zipar.models.lumina_mgpt import Chameleon, LuminaMGPT
+from zipar.writing import new_directory
 
 ENCODER = "model.vqmodel."
 """Where transformers keeps the image encoder. The published Lumina-mGPTs lack it: it is taken from vqgan.ckpt."""

@@ -12,20 +12,13 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from zipar.checkpoints.files import (
-    Weights,
-    build,
-    check_tensors,
-    count,
-    new_directory,
-    read_config,
-    read_pickle,
-    shape_of,
-)
+from zipar.checkpoints.files import build, check_tensors, read_config
+from zipar.conversion.published import Weights, count, read_pickle, shape_of
 from zipar.decoding.sampling import Sampling
 from zipar.errors import ZipARError
 from zipar.image_tokenizers.vq import VQConfig, VQModel
 from zipar.models.llamagen import LlamaGen, LlamaGenConfig, Transformer, load_text_encoder
+from zipar.writing import new_directory
 
 PUBLISHED_HEADS = {
     (12, 768): 12,

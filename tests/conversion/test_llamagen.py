@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 import zipar
-from zipar.checkpoints.llamagen import _decoder_config, convert, write
+from zipar.conversion.llamagen import _decoder_config, convert, write
 from zipar.image_tokenizers.vq import VQConfig, VQModel
 from zipar.models.llamagen import LlamaGen, LlamaGenConfig, Transformer
 from zipar.prompts import PromptVocabulary
