@@ -312,8 +312,11 @@ def test_images_are_made_of_what_was_converted(converted):
     assert [image.size for image in output.images] == [(8, 6)] * 2
 
 
-def test_types_of_what_is_stored(published, tmp_path):
-    convert(published / "model", published / "vision", tmp_path / "out")
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
+def test_types_of_what_is_stored(published, tmp_path, dtype):
+    expected = dtype or torch.float32
+    assert convert(published / "model", published / "vision", tmp_path / "out", dtype=dtype) == {expected}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == str(expected).removeprefix("torch.")
     stored = {}
     for file in (tmp_path / "out").glob("*.safetensors"):
         stored |= load_file(file)
@@ -321,7 +324,7 @@ def test_types_of_what_is_stored(published, tmp_path):
         part: {tensor.dtype for name, tensor in stored.items() if ("vqmodel" in name) == (part == "vision")}
         for part in ("text", "vision")
     }
-    assert types == {"text": {torch.bfloat16}, "vision": {torch.float32, torch.int64}}
+    assert types == {"text": {expected}, "vision": {torch.float32, torch.int64}}
     assert zipar.pipeline(tmp_path / "out", device="cpu").model.dtype == torch.float32
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

@@ -1,6 +1,7 @@
 """Reading the files of checkpoint directories, with errors that say what is wrong."""
 
 import json
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,23 @@ from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from zipar.errors import ZipARError
+from zipar.errors import ZipARError, reason
+
+
+def check_readable(path: Path, missing: str) -> None:
+    """Raise where ``path`` is no file that can be read; libraries take one that is forbidden for one that is damaged.
+
+    Raises:
+        ZipARError: says ``missing`` where nothing is there, else what stands in the way.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ZipARError(f"{path} is no file: give one")
+        path.open("rb").close()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ZipARError(missing) from None
+    except OSError as error:
+        raise ZipARError(f"{path} cannot be read: {reason(error)}") from error
 
 
 def read_config(directory: Path, name: str = "config.json") -> dict[str, Any]:
@@ -22,8 +39,7 @@ def read_config(directory: Path, name: str = "config.json") -> dict[str, Any]:
         ZipARError: there is none, or it is not a JSON object.
     """
     path = directory / name
-    if not path.is_file():
-        raise ZipARError(f"{directory} is no checkpoint directory: it has no {name}")
+    check_readable(path, f"{directory} is no checkpoint directory: it has no {name}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -39,8 +55,7 @@ def read_tensors(path: Path, module: nn.Module) -> dict[str, Tensor]:
     Raises:
         ZipARError: the file is missing or damaged, or its tensors are not those of ``module``.
     """
-    if not path.is_file():
-        raise ZipARError(f"{path} is missing: the checkpoint is incomplete")
+    check_readable(path, f"{path} is missing: the checkpoint is incomplete")
     try:
         tensors = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
@@ -72,12 +87,11 @@ def read_tokenizer(path: Path) -> Tokenizer:
     Raises:
         ZipARError: it is missing or damaged.
     """
-    if not path.is_file():
-        raise ZipARError(f"{path} is missing: the checkpoint is incomplete")
+    check_readable(path, f"{path} is missing: the checkpoint is incomplete")
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises nothing more specific
-        raise ZipARError(f"{path} is no tokenizer that can be read: {str(error).splitlines()[0]}") from error
+        raise ZipARError(f"{path} is no tokenizer that can be read: {reason(error)}") from error
 
 
 _COMPLAINTS = (
@@ -104,5 +118,4 @@ def build(source: Path) -> Iterator[None]:
     except ZipARError:
         raise
     except _COMPLAINTS as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ZipARError(f"{source} is no checkpoint that can be read: {reason[0]}") from error
+        raise ZipARError(f"{source} is no checkpoint that can be read: {reason(error)}") from error

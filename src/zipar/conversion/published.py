@@ -5,12 +5,14 @@ import re
 import warnings
 import zipfile
 from collections.abc import Collection, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from zipar.checkpoints.files import check_readable
 from zipar.errors import ZipARError
 
 Weights = dict[str, Tensor]
@@ -27,8 +29,7 @@ def read_pickle(path: Path, keys: Sequence[str], unused: Collection[str] = ()) -
     Raises:
         ZipARError: the file is missing or damaged, wants to run code, or holds no weights.
     """
-    if not path.is_file():
-        raise ZipARError(f"{path} is no file: give the published one")
+    check_readable(path, f"{path} is no file: give the published one")
     try:
         # checkpoints written while training hold their arguments, a class that holds attributes and does nothing
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
@@ -73,6 +74,16 @@ def shape_of(weights: Weights, source: Path, what: str, name: str, dimensions: i
     if len(shape) != dimensions or 0 in shape:
         raise ZipARError(f"{source} is no {what}: its {name} is of shape {tuple(shape)}")
     return shape
+
+
+def in_format(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """``tensor`` as it is to be stored: None for its own number format, which integers keep."""
+    return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
+
+
+def widest(formats: Collection[torch.dtype]) -> torch.dtype:
+    """The number format that holds all numbers of the floating-point ``formats``, for configs, which name one."""
+    return reduce(torch.promote_types, [each for each in formats if each.is_floating_point])
 
 
 def count(weights: Weights, parent: str) -> int:
