@@ -1,6 +1,6 @@
 """From prompts to images."""
 
-import resource
+import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -38,8 +38,8 @@ class DecodingStats:
     decode_seconds: float
     vision_seconds: float
     """Tokens to pixels."""
-    peak_memory_bytes: int
-    """Of the GPU during the call; elsewhere of the process so far."""
+    peak_memory_bytes: int | None
+    """Of the GPU during the call; elsewhere of the process so far; None where the system does not tell."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -168,11 +168,7 @@ class Pipeline:
         parts = codes.split(1) if deterministic else [codes]
         pixels = np.concatenate([self.model.pixels(part).cpu().numpy() for part in parts])
         seconds = time.perf_counter() - started
-        memory = (
-            torch.cuda.max_memory_allocated(self.model.device)
-            if on_gpu
-            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        )
+        memory = torch.cuda.max_memory_allocated(self.model.device) if on_gpu else _peak_memory()
         stats = DecodingStats(
             forward_passes=decoded.forward_passes,
             slots=grid.slots,
@@ -214,6 +210,16 @@ def pipeline(
         return Pipeline(model, cuda_graphs=cuda_graphs)
     directory = auto.find(model)
     return Pipeline(auto.load(directory, dtype, device, quantize), tuned(directory), cuda_graphs)
+
+
+def _peak_memory() -> int | None:
+    """Of this process, in bytes."""
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # elsewhere in KiB
 
 
 def _repeat(items: Sequence[str], times: int) -> list[str]:

@@ -4,6 +4,7 @@ import pytest
 
 from zipar import ZipARError
 from zipar.cli import outputs
+from zipar.writing import write
 
 
 def half(error):
@@ -46,7 +47,7 @@ def test_a_full_disk_is_one_line(zipar, text_model, tmp_path, monkeypatch):
 def test_files_are_written_all_or_none(tmp_path):
     good, bad = tmp_path / "good.txt", tmp_path / "bad.txt"
     with pytest.raises(ZipARError, match="no luck"):
-        outputs.write({good: lambda path: path.write_text("good"), bad: half(OSError("no luck"))})
+        write({good: lambda path: path.write_text("good"), bad: half(OSError("no luck"))})
     assert not list(tmp_path.iterdir())
-    outputs.write({good: lambda path: path.write_text("good")})
+    write({good: lambda path: path.write_text("good")})
     assert good.read_text() == "good"

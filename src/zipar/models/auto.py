@@ -1,12 +1,13 @@
 """Finds the family that a checkpoint belongs to, and loads it."""
 
+import stat
 from pathlib import Path
 
 import torch
 
 import zipar.pretrained
 from zipar.checkpoints.files import read_config
-from zipar.errors import ZipARError
+from zipar.errors import ZipARError, reason
 from zipar.models import quantization
 from zipar.models.base import VisualModel
 from zipar.models.emu3 import Emu3
@@ -100,24 +101,32 @@ def family(directory: Path) -> type[VisualModel]:
 def find(name: str | Path) -> Path:
     """The directory of a checkpoint; one that is only on the hub is downloaded first.
 
+    An embedded name wins over a directory of that name here: that is ``./emoji``, or a ``Path``.
+
     Raises:
         ZipARError: there is no such checkpoint.
     """
-    if Path(name).is_dir():
-        return Path(name)
-    if embedded := zipar.pretrained.directory(str(name)):
+    if isinstance(name, str) and (embedded := zipar.pretrained.directory(name)):
         return embedded
-    if Path(name).exists() or str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
+    try:
+        kind = Path(name).stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        kind = None
+    except (OSError, ValueError) as error:  # ValueError of characters that no file's name has
+        raise ZipARError(f"{str(name)!r} cannot be looked for: {reason(error)}") from error
+    if kind is not None and stat.S_ISDIR(kind):
+        return Path(name)
+    if kind is not None or str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
         known = ", ".join(zipar.pretrained.names())
         raise ZipARError(
             f"{name} is no checkpoint: give a directory, a hub id such as owner/name, or an embedded model ({known})"
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
         return Path(snapshot_download(str(name), allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ZipARError(f"{name} is neither a directory here nor could it be had from the hub: {reason}") from error
+    except Exception as error:  # of the hub, of the network, of the disk
+        raise ZipARError(
+            f"{name} is neither a directory here nor could it be had from the hub: {reason(error)}"
+        ) from error
