@@ -1,5 +1,9 @@
 import importlib.util
 import json
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,6 +41,47 @@ from zipar.models.lumina_mgpt import Anole, LuminaMGPT
 
 settings.register_profile("zipar", deadline=None, derandomize=True)
 settings.load_profile("zipar")
+
+
+@pytest.fixture
+def forbidding():
+    """A folder open to all, and a context in which permissions count: that of nobody, where root runs the tests."""
+    if not hasattr(os, "setresuid"):
+        pytest.skip("permissions are those of Linux")
+    folder, ids = Path(tempfile.mkdtemp()), os.getresuid()
+    folder.chmod(0o777)
+
+    @contextmanager
+    def as_nobody():
+        os.setresuid(*(65534, 65534, 0) if ids[1] == 0 else ids)
+        try:
+            yield
+        finally:
+            os.setresuid(*ids)
+
+    with as_nobody():
+        usable = os.access(folder, os.W_OK)
+    if not usable:
+        pytest.skip(f"nobody may use {folder.parent}")
+    yield folder, as_nobody
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def small_files():
+    """Lets no file grow beyond a number of bytes, as a full disk would: with small_files(600): ..."""
+    resource = pytest.importorskip("resource")
+
+    @contextmanager
+    def limited(size):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
 
 
 def _words(prompts):

@@ -195,7 +195,9 @@ def pipeline(
     cuda_graphs: bool = True,
     quantize: str | None = None,
 ) -> Pipeline:
-    """A pipeline of a checkpoint directory, an embedded model ("emoji"), a hub id or a loaded model.
+    """A pipeline of an embedded model ("emoji"), a checkpoint directory, a hub id or a loaded model.
+
+    An embedded name wins over a directory of that name: that is "./emoji", or a ``Path``.
 
     Its strategy is what ``zipar tune`` chose for the checkpoint, else ``ZipAR()``. On a GPU passes are replayed as CUDA
     graphs, unless hooks, a device map or tensor parallelism stand in the way, or ``cuda_graphs`` is False.

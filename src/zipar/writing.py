@@ -68,6 +68,8 @@ def target(path: Path) -> Path:
         OSError: the system does not let one look.
     """
     place = Path(os.path.realpath(path))
+    if place.is_symlink():
+        raise ZipARError(f"{path} is a link that leads nowhere: give the name of a file")
     if place.is_dir():
         raise ZipARError(f"{path} is a directory: give the name of a file")
     if place.exists() and not place.is_file():

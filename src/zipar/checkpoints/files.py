@@ -32,6 +32,20 @@ def check_readable(path: Path, missing: str) -> None:
         raise ZipARError(f"{path} cannot be read: {reason(error)}") from error
 
 
+def is_directory(path: Path) -> bool:
+    """Whether ``path`` is a directory.
+
+    Raises:
+        ZipARError: the system does not let one look.
+    """
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:  # ValueError of characters that no file's name has
+        raise ZipARError(f"{str(path)!r} cannot be looked for: {reason(error)}") from error
+
+
 def read_config(directory: Path, name: str = "config.json") -> dict[str, Any]:
     """``config.json`` of a checkpoint directory, or another such file.
 
@@ -118,4 +132,6 @@ def build(source: Path) -> Iterator[None]:
     except ZipARError:
         raise
     except _COMPLAINTS as error:
+        if isinstance(error, OSError) and error.filename:
+            raise ZipARError(f"{error.filename} cannot be read: {reason(error)}") from error
         raise ZipARError(f"{source} is no checkpoint that can be read: {reason(error)}") from error

@@ -1,5 +1,6 @@
 """Reads checkpoints that transformers wrote, where transformers itself would make up what is missing."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -62,5 +63,5 @@ def _check_files(directory: Path) -> None:
         ZipARError: names the file.
     """
     for path in directory.glob("*.*"):
-        if path.is_file():
+        if not os.path.isdir(path):
             check_readable(path, f"{path} is missing")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from zipar.cli import outputs
 from zipar.cli.options import DType
 from zipar.errors import ZipARError
 
@@ -72,6 +73,8 @@ def emu3(
     dtype: Stored = None,
 ) -> None:
     """Convert an Emu3 to transformers' layout: zipar convert emu3 MODEL_DIR TOKENIZER_DIR OUT."""
+    outputs.check_directory(out)
+
     from zipar.conversion.emu3 import convert
 
     _tell(out, convert(model, image_tokenizer, out, dtype=_torch(dtype)))
@@ -109,6 +112,8 @@ def llamagen(
     if text_encoder and not text_encoder[0].is_dir():
         raise ZipARError(f"{text_encoder[0]} is no directory: give that of the T5 encoder, or leave it out")
 
+    outputs.check_directory(out)
+
     from zipar.conversion.llamagen import convert
 
     formats = convert(
@@ -132,6 +137,8 @@ def lumina_mgpt(
     dtype: Stored = None,
 ) -> None:
     """Convert a Lumina-mGPT: zipar convert lumina-mgpt DIR VQGAN.ckpt OUT --image-size 768."""
+    outputs.check_directory(out)
+
     from zipar.conversion.lumina_mgpt import convert
 
     _tell(out, convert(source, vqgan, out, image_size=int(image_size.value), dtype=_torch(dtype)))
@@ -140,6 +147,8 @@ def lumina_mgpt(
 @app.command("anole")
 def anole(source: ChameleonSource, vqgan: VQGAN, out: Out, dtype: Stored = None) -> None:
     """Convert an Anole in the format of transformers: zipar convert anole DIR VQGAN.ckpt OUT."""
+    outputs.check_directory(out)
+
     from zipar.conversion.lumina_mgpt import convert
     from zipar.models.lumina_mgpt import Anole
 

@@ -4,6 +4,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, TextIO
 
 import typer
@@ -58,7 +59,8 @@ def main(args: Sequence[str] | None = None) -> int:
         warnings.showwarning = _show_warning
         try:
             result = typer.main.get_command(app).main(args, prog_name="zipar", standalone_mode=False)
-            sys.stdout.flush()
+            if sys.stdout is not None:  # closed by whoever started the process
+                sys.stdout.flush()
         except (ZipARError, typer.TyperException) as error:
             message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
             _tell("error", message)
@@ -82,7 +84,8 @@ def _show_warning(
 
 
 def _tell(kind: str, message: str) -> None:
-    print(f"{kind}: {' '.join(message.split())}", file=sys.stderr)
+    with suppress(OSError):  # where nothing can be told, the exit code does
+        print(f"{kind}: {' '.join(message.split())}", file=sys.stderr)
 
 
 if __name__ == "__main__":

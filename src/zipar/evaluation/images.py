@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from zipar.checkpoints.files import check_readable
+from zipar.checkpoints.files import check_readable, is_directory
 from zipar.errors import ZipARError, reason
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -32,7 +32,7 @@ def pictures(folder: Path) -> list[Path]:
     Raises:
         ZipARError: there is no such folder, or one that may not be looked into.
     """
-    if not folder.is_dir():
+    if not is_directory(folder):
         raise ZipARError(f"{folder} is no folder: give one that holds pictures")
     paths = (Path(parent, name) for parent, _, names in os.walk(folder, onerror=_refuse) for name in names)
     return sorted(path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file())

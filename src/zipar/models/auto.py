@@ -1,12 +1,11 @@
 """Finds the family that a checkpoint belongs to, and loads it."""
 
-import stat
 from pathlib import Path
 
 import torch
 
 import zipar.pretrained
-from zipar.checkpoints.files import read_config
+from zipar.checkpoints.files import is_directory, read_config
 from zipar.errors import ZipARError, reason
 from zipar.models import quantization
 from zipar.models.base import VisualModel
@@ -108,24 +107,20 @@ def find(name: str | Path) -> Path:
     """
     if isinstance(name, str) and (embedded := zipar.pretrained.directory(name)):
         return embedded
-    try:
-        kind = Path(name).stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        kind = None
-    except (OSError, ValueError) as error:  # ValueError of characters that no file's name has
-        raise ZipARError(f"{str(name)!r} cannot be looked for: {reason(error)}") from error
-    if kind is not None and stat.S_ISDIR(kind):
+    if is_directory(Path(name)):
         return Path(name)
-    if kind is not None or str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
-        known = ", ".join(zipar.pretrained.names())
-        raise ZipARError(
-            f"{name} is no checkpoint: give a directory, a hub id such as owner/name, or an embedded model ({known})"
-        )
+    known = ", ".join(zipar.pretrained.names())
+    unknown = f"{name} is no checkpoint: give a directory, a hub id such as owner/name, or an embedded model ({known})"
+    if Path(name).exists() or str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
+        raise ZipARError(unknown)
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
 
     try:
         patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
         return Path(snapshot_download(str(name), allow_patterns=patterns))
+    except HFValidationError as error:
+        raise ZipARError(unknown) from error
     except Exception as error:  # of the hub, of the network, of the disk
         raise ZipARError(
             f"{name} is neither a directory here nor could it be had from the hub: {reason(error)}"
