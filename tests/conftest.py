@@ -33,6 +33,7 @@ from transformers import (
 )
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
+from zipar import ZipARError
 from zipar.conversion.lumina_mgpt import convert
 from zipar.image_tokenizers.chameleon import ChameleonImageDecoder
 from zipar.image_tokenizers.vq import VQConfig, VQModel
@@ -82,6 +83,25 @@ def small_files():
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     return limited
+
+
+@pytest.fixture
+def check_written(small_files, tmp_path):
+    """Checks what makes a directory, check_written(make): the modes are the umask's; a full disk leaves nothing."""
+
+    def check(make):
+        with small_files(5000), pytest.raises(ZipARError, match=r"full cannot be written: .*File too large"):
+            make(tmp_path / "full")
+        before = os.umask(0o027)
+        try:
+            make(tmp_path / "made")
+        finally:
+            os.umask(before)
+        assert {path.name for path in tmp_path.iterdir()} == {"made"}
+        modes = {path: path.stat().st_mode & 0o777 for path in [tmp_path / "made", *(tmp_path / "made").rglob("*")]}
+        assert all(mode == (0o750 if path.is_dir() else 0o640) for path, mode in modes.items()), modes
+
+    return check
 
 
 def _words(prompts):

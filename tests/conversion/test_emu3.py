@@ -329,6 +329,10 @@ def test_types_of_what_is_stored(published, tmp_path, dtype):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_files_of_a_conversion_are_whole_and_as_the_umask_has_them(published, check_written):
+    check_written(lambda out: convert(published / "model", published / "vision", out))
+
+
 def edit(path, **settings):
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
 

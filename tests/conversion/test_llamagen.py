@@ -373,6 +373,11 @@ class TestConversionOf:
             self._convert_with(t5, sources, out)
 
 
+def test_files_of_a_conversion_are_whole_and_as_the_umask_has_them(sources, check_written):
+    paths = (sources / "text.pt", sources / "vq16.pt", sources / "t5")
+    check_written(lambda out: convert(*paths, out, image_size=64, heads=4))
+
+
 def test_conversion_never_touches_what_is_there(sources, tmp_path):
     taken = tmp_path / "out"
     taken.mkdir()

@@ -79,6 +79,11 @@ class TestConversion:
         assert "auto_map" not in json.loads((out / "decoder" / "config.json").read_text())
 
 
+def test_files_of_a_conversion_are_whole_and_as_the_umask_has_them(lumina_files, check_written):
+    sources = lumina_files("7b")
+    check_written(lambda out: convert(sources / "lumina", sources / "vqgan.ckpt", out, image_size=96))
+
+
 class Touch:
     """Pickles as an order to make a file."""
 
