@@ -123,7 +123,7 @@ class Pipeline:
                 self.model.vocabulary.check(text)
                 if unknown := self.model.vocabulary.unknown(text):
                     warnings.warn(
-                        f"words that the model does not know are passed over: {', '.join(unknown)}", stacklevel=3
+                        f"words that the model does not know are passed over: {', '.join(unknown)}", stacklevel=4
                     )
         negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else negative_prompt
         if negatives is not None and len(negatives) != len(prompts):

@@ -57,11 +57,11 @@ def load_processor(kind: type[Any], directory: Path) -> Any:
 
 
 def _check_files(directory: Path) -> None:
-    """Raise where a file of the checkpoint is forbidden, which transformers calls missing or damaged.
+    """Raise where a file of the checkpoint is forbidden, which transformers calls missing, or does without.
 
     Raises:
         ZipARError: names the file.
     """
-    for path in directory.glob("*.*"):
-        if not os.path.isdir(path):
+    for path in directory.glob("*"):
+        if path.suffix in (".json", ".safetensors", ".bin", ".model", ".jinja") and os.path.isfile(path):
             check_readable(path, f"{path} is missing")
