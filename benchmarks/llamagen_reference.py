@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 import zipar
-from zipar.checkpoints.llamagen import convert
+from zipar.conversion.llamagen import convert
 from zipar.decoding.engine import decode
 from zipar.decoding.raster import Raster
 from zipar.decoding.sampling import Sampling

@@ -1,5 +1,9 @@
 import importlib.util
 import json
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,7 +33,8 @@ from transformers import (
 )
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
-from zipar.checkpoints.lumina_mgpt import convert
+from zipar import ZipARError
+from zipar.conversion.lumina_mgpt import convert
 from zipar.image_tokenizers.chameleon import ChameleonImageDecoder
 from zipar.image_tokenizers.vq import VQConfig, VQModel
 from zipar.models.llamagen import LlamaGen, LlamaGenConfig, Transformer
@@ -37,6 +42,66 @@ from zipar.models.lumina_mgpt import Anole, LuminaMGPT
 
 settings.register_profile("zipar", deadline=None, derandomize=True)
 settings.load_profile("zipar")
+
+
+@pytest.fixture
+def forbidding():
+    """A folder open to all, and a context in which permissions count: that of nobody, where root runs the tests."""
+    if not hasattr(os, "setresuid"):
+        pytest.skip("permissions are those of Linux")
+    folder, ids = Path(tempfile.mkdtemp()), os.getresuid()
+    folder.chmod(0o777)
+
+    @contextmanager
+    def as_nobody():
+        os.setresuid(*(65534, 65534, 0) if ids[1] == 0 else ids)
+        try:
+            yield
+        finally:
+            os.setresuid(*ids)
+
+    with as_nobody():
+        usable = os.access(folder, os.W_OK)
+    if not usable:
+        pytest.skip(f"nobody may use {folder.parent}")
+    yield folder, as_nobody
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def small_files():
+    """Lets no file grow beyond a number of bytes, as a full disk would: with small_files(600): ..."""
+    resource = pytest.importorskip("resource")
+
+    @contextmanager
+    def limited(size):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
+
+
+@pytest.fixture
+def check_written(small_files, tmp_path):
+    """Checks what makes a directory, check_written(make): the modes are the umask's; a full disk leaves nothing."""
+
+    def check(make):
+        with small_files(5000), pytest.raises(ZipARError, match=r"full cannot be written: .*File too large"):
+            make(tmp_path / "full")
+        before = os.umask(0o027)
+        try:
+            make(tmp_path / "made")
+        finally:
+            os.umask(before)
+        assert {path.name for path in tmp_path.iterdir()} == {"made"}
+        modes = {path: path.stat().st_mode & 0o777 for path in [tmp_path / "made", *(tmp_path / "made").rglob("*")]}
+        assert all(mode == (0o750 if path.is_dir() else 0o640) for path, mode in modes.items()), modes
+
+    return check
 
 
 def _words(prompts):

@@ -1,4 +1,5 @@
 import itertools
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -33,6 +34,22 @@ def test_output(pipe):
     assert output.stats.slots_evaluated >= 63
     assert min(output.stats.prefill_seconds, output.stats.decode_seconds, output.stats.vision_seconds) > 0
     assert output.stats.peak_memory_bytes > 2**20
+
+
+@pytest.mark.parametrize(("platform", "unit"), [("linux", 1024), ("darwin", 1)])
+def test_memory_is_in_bytes_whatever_the_system_counts_in(pipe, monkeypatch, platform, unit):
+    monkeypatch.setattr("sys.platform", platform)
+    monkeypatch.setitem(sys.modules, "resource", SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda _: Usage))
+    assert pipe("3").stats.peak_memory_bytes == 7 * unit
+
+
+def test_memory_is_unknown_where_the_system_does_not_tell(pipe, monkeypatch):
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    assert pipe("3").stats.peak_memory_bytes is None
+
+
+class Usage:
+    ru_maxrss = 7
 
 
 def test_images_are_those_of_their_seeds_whatever_the_batch(pipe):

@@ -10,7 +10,7 @@ import text
 import training
 from decoder import CONFIG, TextToImage
 from image_tokenizer import CONFIG as IMAGE_TOKENIZER
-from zipar.checkpoints.llamagen import write
+from zipar.conversion.llamagen import write
 from zipar.decoding.sampling import Sampling
 from zipar.image_tokenizers.vq import VQModel
 from zipar.models.llamagen import LlamaGen

@@ -1,7 +1,7 @@
 """From prompts to images."""
 
 import os
-import resource
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -45,8 +45,8 @@ class DecodingStats:
     decode_seconds: float
     vision_seconds: float
     """Tokens to pixels."""
-    peak_memory_bytes: int
-    """Of the GPU during the call; elsewhere of the process so far."""
+    peak_memory_bytes: int | None
+    """Of the GPU during the call; elsewhere of the process so far; None where the system does not tell."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -191,11 +191,7 @@ class Pipeline:
         parts = codes.split(1) if deterministic else [codes]
         pixels = np.concatenate([self.model.pixels(part).cpu().numpy() for part in parts])
         seconds = time.perf_counter() - started
-        memory = (
-            torch.cuda.max_memory_allocated(self.model.device)
-            if on_gpu
-            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        )
+        memory = torch.cuda.max_memory_allocated(self.model.device) if on_gpu else _peak_memory()
         stats = DecodingStats(
             forward_passes=decoded.forward_passes,
             slots=grid.slots,
@@ -233,7 +229,9 @@ def pipeline(
     cuda_graphs: bool = True,
     quantize: str | None = None,
 ) -> Pipeline:
-    """A pipeline of a checkpoint directory, an embedded model ("emoji"), a hub id or a loaded model.
+    """A pipeline of an embedded model ("emoji"), a checkpoint directory, a hub id or a loaded model.
+
+    An embedded name wins over a directory of that name: that is "./emoji", or a ``Path``.
 
     Its strategy is what ``zipar tune`` chose for the checkpoint, else ``ZipAR()``. On a GPU passes are replayed as CUDA
     graphs, unless hooks, a device map or tensor parallelism stand in the way, or ``cuda_graphs`` is False.
@@ -262,6 +260,16 @@ def _weights(dtype: Any) -> torch.dtype | None:
     if dtype is not None and not (isinstance(named, torch.dtype) and named in DTYPES.values()):
         raise refusal("dtype", dtype, " or ".join(DTYPES))
     return named
+
+
+def _peak_memory() -> int | None:
+    """Of this process, in bytes."""
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # elsewhere in KiB
 
 
 def _repeat(items: Sequence[str], times: int) -> list[str]:

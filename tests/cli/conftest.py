@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 from transformers.utils import logging
 
-from zipar.checkpoints.llamagen import write
+from zipar.conversion.llamagen import write
 from zipar.decoding.sampling import Sampling
 from zipar.image_tokenizers.vq import VQConfig, VQModel
 from zipar.models.llamagen import LlamaGen, LlamaGenConfig, Transformer

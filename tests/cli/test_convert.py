@@ -13,8 +13,9 @@ def calls(monkeypatch, tmp_path):
         calls.append((args, options))
         if args[-1].exists():
             raise ZipARError(f"{args[-1]} exists already:\ngive a new directory")
+        return {torch.float32, torch.bfloat16}
 
-    monkeypatch.setattr("zipar.checkpoints.llamagen.convert", convert, raising=False)
+    monkeypatch.setattr("zipar.conversion.llamagen.convert", convert, raising=False)
     for name in ("gpt.pt", "vq.pt"):
         (tmp_path / name).touch()
     (tmp_path / "t5").mkdir()
@@ -24,7 +25,7 @@ def calls(monkeypatch, tmp_path):
 def test_arguments_reach_the_conversion(zipar, calls):
     code, out, err = zipar("convert", "llamagen", "gpt.pt", "vq.pt", "out", "--image-size", 384)
     assert (code, err) == (0, "")
-    assert "--model out" in out
+    assert out == "out: weights stored in bfloat16 and float32; try `zipar generate PROMPT --model out`\n"
     code, *_ = zipar(
         *("convert", "llamagen", "gpt.pt", "vq.pt", "t5", "out"),
         *("--image-size", 256, "--heads", 20, "--dtype", "float16"),
@@ -33,7 +34,7 @@ def test_arguments_reach_the_conversion(zipar, calls):
     assert zipar("convert", "llamagen", "gpt.pt", "vq.pt", "out")[0] == 0
     (first, options), (second, more), (_, least) = calls
     assert [path and str(path) for path in first] == ["gpt.pt", "vq.pt", None, "out"]
-    assert options == {"image_size": 384, "heads": None, "dtype": torch.bfloat16}
+    assert options == {"image_size": 384, "heads": None, "dtype": None}
     assert [str(path) for path in second] == ["gpt.pt", "vq.pt", "t5", "out"]
     assert more == {"image_size": 256, "heads": 20, "dtype": torch.float16}
     assert least["image_size"] is None
@@ -41,7 +42,12 @@ def test_arguments_reach_the_conversion(zipar, calls):
 
 def test_arguments_reach_the_conversion_of_emu3(zipar, calls, monkeypatch, tmp_path):
     received = []
-    monkeypatch.setattr("zipar.checkpoints.emu3.convert", lambda *args, **options: received.append((args, options)))
+
+    def convert(*args, **options):
+        received.append((args, options))
+        return {torch.float16}
+
+    monkeypatch.setattr("zipar.conversion.emu3.convert", convert)
     for name in ("model", "vision"):
         (tmp_path / name).mkdir()
     code, out, err = zipar("convert", "emu3", "model", "vision", "out")
@@ -49,7 +55,7 @@ def test_arguments_reach_the_conversion_of_emu3(zipar, calls, monkeypatch, tmp_p
     assert "--model out" in out
     assert zipar("convert", "emu3", "model", "vision", "out", "--dtype", "float32")[0] == 0
     assert [[str(path) for path in args] for args, _ in received] == [["model", "vision", "out"]] * 2
-    assert [options for _, options in received] == [{"dtype": torch.bfloat16}, {"dtype": torch.float32}]
+    assert [options for _, options in received] == [{"dtype": None}, {"dtype": torch.float32}]
     for arguments in (["model", "out"], ["model", "nowhere", "out"], ["model", "gpt.pt", "out"]):
         code, out, err = zipar("convert", "emu3", *arguments)
         assert (code, out) == (2, "")
@@ -82,7 +88,12 @@ def test_chameleons_reach_their_conversion(zipar, monkeypatch, tmp_path):
     from zipar.models.lumina_mgpt import Anole
 
     calls = []
-    monkeypatch.setattr("zipar.checkpoints.lumina_mgpt.convert", lambda *args, **options: calls.append((args, options)))
+
+    def convert(*args, **options):
+        calls.append((args, options))
+        return {torch.bfloat16}
+
+    monkeypatch.setattr("zipar.conversion.lumina_mgpt.convert", convert)
     (tmp_path / "lumina").mkdir()
     (tmp_path / "vqgan.ckpt").touch()
     code, out, err = zipar("convert", "lumina-mgpt", "lumina", "vqgan.ckpt", "out", "--image-size", 768)
@@ -91,7 +102,7 @@ def test_chameleons_reach_their_conversion(zipar, monkeypatch, tmp_path):
     assert zipar("convert", "anole", "lumina", "vqgan.ckpt", "out", "--dtype", "float32")[0] == 0
     (paths, lumina), (_, anole) = calls
     assert [str(path) for path in paths] == ["lumina", "vqgan.ckpt", "out"]
-    assert lumina == {"image_size": 768, "dtype": torch.bfloat16}
+    assert lumina == {"image_size": 768, "dtype": None}
     assert anole == {"family": Anole, "dtype": torch.float32}
     for arguments in (["out", "--image-size", "300"], ["out"], ["--image-size", "768"]):
         code, _, err = zipar("convert", "lumina-mgpt", "lumina", "vqgan.ckpt", *arguments)

@@ -27,6 +27,11 @@ def frames(panels):
     return [np.asarray(frame.convert("RGB")).astype(int) for frame in animation(panels)]
 
 
+def test_headings_of_several_lines(panels):
+    one, several = (np.asarray(side_by_side(panels, [1.0, 1.0], text)) for text in ("a fox", "a\n\tfox\n"))
+    assert (one == several).all()
+
+
 def test_each_frame_shows_what_is_decoded_so_far(panels, frames):
     accent = np.array(ImageColor.getrgb(ACCENT))
     fresh = (frames[0] == accent).all(-1)

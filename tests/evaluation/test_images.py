@@ -22,6 +22,17 @@ def test_other_images_are_refused(images):
         checked(images)
 
 
+def test_folders_that_may_not_be_looked_into_are_not_passed_over(forbidding):
+    folder, as_nobody = forbidding
+    (folder / "in").mkdir()
+    (folder / "a.png").touch(0)
+    with as_nobody(), pytest.raises(ZipARError, match=r"a.png cannot be read: Permission denied"):
+        read(folder / "a.png")
+    (folder / "in").chmod(0)
+    with as_nobody(), pytest.raises(ZipARError, match="in cannot be read: Permission denied"):
+        pictures(folder)
+
+
 def test_pictures_are_found_below_the_folder(tmp_path):
     (tmp_path / "b" / "c.png").mkdir(parents=True)
     for name in ("z.PNG", "b/a.jpg", "b/c.png/d.webp", "e.jpeg", "notes.txt"):

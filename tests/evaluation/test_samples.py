@@ -76,6 +76,23 @@ def test_batches_are_not_taken_for_others(study, changed):
         assert (before.tokens != after.tokens).any()
 
 
+def test_damaged_batches_are_named(study):
+    list(study.batches(ZipAR(2)))
+    for path in study.folder.iterdir():
+        path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(zipar.ZipARError, match=r"\.npz is damaged .*: remove it, and it is made again"):
+        list(study.batches(ZipAR(2)))
+
+
+def test_two_runs_in_one_folder_do_not_meet(study):
+    """The second makes, and keeps, the batches of the first while that is about to."""
+    other = Study(**vars(study))
+    made = iter(other.batches(ZipAR(2)))
+    batches = study.batches(ZipAR(2), lambda progress: next(made, None) if progress.done == 5 else None)
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    assert all(path.suffix == ".npz" for path in study.folder.iterdir())
+
+
 def test_a_longer_list_of_prompts_goes_on(study):
     short = Study(**{**vars(study), "prompts": PROMPTS[:4]})
     list(short.batches(ZipAR(2)))

@@ -1,4 +1,7 @@
 import json
+import re
+import shutil
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -6,7 +9,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 import zipar
-from zipar.checkpoints.llamagen import write
+from zipar.conversion.llamagen import write
 from zipar.models import auto
 
 
@@ -33,6 +36,14 @@ def test_an_embedded_model_is_found_by_name(checkpoint, monkeypatch):
         auto.find("big")
 
 
+def test_an_embedded_name_wins_over_a_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("emoji").mkdir()
+    assert auto.find("emoji") == zipar.pretrained.directory("emoji")
+    for name in ("./emoji", "emoji/", Path("emoji")):
+        assert auto.find(name) == Path("emoji")
+
+
 def test_a_hub_id_is_downloaded(checkpoint, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: {"some/model": checkpoint}[name])
     assert auto.find("some/model") == checkpoint
@@ -47,11 +58,57 @@ def test_a_hub_id_that_cannot_be_had_is_an_error(monkeypatch):
         auto.find("some/model")
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere", "a/b/c"])
-def test_what_can_be_no_hub_id_is_not_asked_of_the_hub(name, monkeypatch):
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("./nowhere", "/nowhere/at/all", "~/nowhere", "a/b/c", "missing/", "owner/name@main", "owner/na me", "é/ü"),
+        *("mm[/red]/x", "owner/..", "-/-", "x" * 97 + "/y", "", " ", "a\nb/c", "hf://owner/name", "owner/\udcff"),
+        *("owner/name.git", "C:\\model", "/dev/null"),
+    ],
+)
+def test_what_can_be_no_hub_id_is_not_asked_of_the_hub(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub._snapshot_download.HfApi", None)
     with pytest.raises(zipar.ZipARError, match="is no checkpoint"):
+        auto.load(name)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_what_can_be_no_file(name):
+    with pytest.raises(zipar.ZipARError, match=r"cannot be looked for: (File name too long|embedded null)"):
         auto.find(name)
+
+
+def test_a_hub_that_fails_in_any_way_is_an_error(monkeypatch):
+    def fails(name, **_):
+        raise RuntimeError
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fails)
+    with pytest.raises(zipar.ZipARError, match=r"hub: RuntimeError$"):
+        auto.find("some/model")
+
+
+@pytest.mark.parametrize("kind", ["janus", "emu3", "lumina_mgpt", "llamagen"])
+def test_files_that_may_not_be_read_are_called_that(kind, checkpoints, tiny_models, forbidding):
+    folder, as_nobody = forbidding
+    if kind == "llamagen":
+        write(tiny_models.by_class, folder / kind)
+    else:
+        shutil.copytree(checkpoints(kind), folder / kind)
+    for path in folder.rglob("*"):  # transformers and safetensors write for the owner alone
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    auto.load(folder / kind, device="cpu")  # imports what it needs
+    for path in sorted(folder.rglob("*.*")):
+        if path.suffix == ".safetensors" or path.name in ("config.json", "tokenizer.json"):
+            mode = path.stat().st_mode
+            path.chmod(0)
+            message = re.escape(f"{path} cannot be read: Permission denied")
+            with as_nobody(), pytest.raises(zipar.ZipARError, match=message):
+                auto.load(folder / kind, device="cpu")
+            path.chmod(mode)
+    folder.chmod(0o700)
+    with as_nobody(), pytest.raises(zipar.ZipARError, match="cannot be looked for: Permission denied"):
+        auto.load(folder / kind)
 
 
 def test_a_file_is_no_checkpoint(tmp_path):

@@ -9,7 +9,7 @@ from torch import nn
 
 import zipar
 from zipar import CoupledJacobi, Raster, ZipAR
-from zipar.checkpoints.llamagen import write
+from zipar.conversion.llamagen import write
 from zipar.decoding.attention import additive
 from zipar.decoding.cache import SlotCache
 from zipar.models import auto, quantization

@@ -1,1 +1,1 @@
-"""Checkpoint directories: reading, writing, and conversion of the published files."""
+"""Checkpoint directories: finding and reading them."""

@@ -1,12 +1,14 @@
 """Reads checkpoints that transformers wrote, where transformers itself would make up what is missing."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from zipar.errors import ZipARError
+from zipar.checkpoints.files import check_readable
+from zipar.errors import ZipARError, reason
 
 
 def load_model(
@@ -20,6 +22,7 @@ def load_model(
     Raises:
         ZipARError: weights are missing, damaged or not those of the model.
     """
+    _check_files(directory)
     try:
         loaded: Any = kind.from_pretrained(
             directory,
@@ -30,7 +33,7 @@ def load_model(
             ignore_mismatched_sizes=True,  # else the error refers to a report that it does not hold
         )
     except Exception as error:  # transformers raises whatever its parts do
-        raise ZipARError(f"{directory} holds no {kind.__name__} that can be read: {_reason(error)}") from error
+        raise ZipARError(f"{directory} holds no {kind.__name__} that can be read: {reason(error)}") from error
     model, loading = loaded
     if mismatched := sorted(loading["mismatched_keys"]):
         name, held, wanted = mismatched[0]
@@ -54,14 +57,22 @@ def load_processor(kind: type[Any], directory: Path) -> Any:
     """
     if not any((directory / name).exists() for name in ("tokenizer.json", "tokenizer.model", "spiece.model")):
         raise ZipARError(f"{directory} holds no tokenizer: put the tokenizer.json of the checkpoint there")
+    _check_files(directory)
     try:
         return kind.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise ZipARError(
-            f"{directory} holds no {kind.__name__} that can be read ({_reason(error)}): "
+            f"{directory} holds no {kind.__name__} that can be read ({reason(error)}): "
             "put the processor's files of the checkpoint there"
         ) from error
 
 
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _check_files(directory: Path) -> None:
+    """Raise where a file of the checkpoint is forbidden, which transformers calls missing, or does without.
+
+    Raises:
+        ZipARError: names the file.
+    """
+    for path in directory.glob("*"):
+        if path.suffix in (".json", ".safetensors", ".bin", ".model", ".jinja") and os.path.isfile(path):
+            check_readable(path, f"{path} is missing")

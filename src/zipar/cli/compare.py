@@ -53,6 +53,7 @@ def compare(
     from zipar.cli.progress import bars, spinner
     from zipar.decoding import names
     from zipar.decoding.raster import Raster
+    from zipar.writing import write
 
     chosen = list(dict.fromkeys([Raster(), *map(names.parse, strategy or STRATEGIES)]))
     started = session.start(
@@ -94,13 +95,13 @@ def compare(
         }
         for each, out, took in zip(chosen, made, seconds, strict=True)
     ]
-    files: dict[Path, Callable[[Path], Any]] = {output: drawing.side_by_side(panels, seconds, prompt).save}
+    files: dict[Path, Callable[[Path], Any]] = {output: outputs.picture(drawing.side_by_side(panels, seconds, prompt))}
     if stats:
         files[stats] = outputs.record({**started.record(), "strategies": rows})
     if animate:
         files[animate] = lambda path: drawing.save_animation(path, panels, prompt)
     with spinner("drawing", quiet):
-        outputs.write(files)
+        write(files)
     if not quiet:
         _show(rows)
         print(", ".join(map(str, files)))

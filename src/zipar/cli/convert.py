@@ -1,13 +1,18 @@
 """``zipar convert``: published checkpoint files to a directory that the other commands take."""
 
+from collections.abc import Collection
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from zipar.cli import outputs
 from zipar.cli.options import DType
 from zipar.errors import ZipARError
+
+if TYPE_CHECKING:
+    import torch
 
 app = typer.Typer(help="Convert published checkpoint files to a directory that the other commands take.")
 
@@ -38,7 +43,9 @@ VQGAN = Annotated[
     Path, typer.Argument(metavar="VQGAN.ckpt", exists=True, dir_okay=False, help="Meta's image tokenizer of Chameleon.")
 ]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="The directory to make.")]
-Stored = Annotated[DType, typer.Option(help="Stored number format.")]
+Stored = Annotated[
+    DType | None, typer.Option(help="Number format to store the weights in.", show_default="each tensor's own")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -63,15 +70,14 @@ def emu3(
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The directory to make.")],
-    dtype: Annotated[DType, typer.Option(help="Stored number format of the language model.")] = DType.bfloat16,
+    dtype: Stored = None,
 ) -> None:
     """Convert an Emu3 to transformers' layout: zipar convert emu3 MODEL_DIR TOKENIZER_DIR OUT."""
-    import torch
+    outputs.check_directory(out)
 
-    from zipar.checkpoints.emu3 import convert
+    from zipar.conversion.emu3 import convert
 
-    convert(model, image_tokenizer, out, dtype=getattr(torch, dtype.value))
-    print(f"{out}: try `zipar generate PROMPT --model {out}`")
+    _tell(out, convert(model, image_tokenizer, out, dtype=_torch(dtype)))
 
 
 @app.command("llamagen")
@@ -97,7 +103,7 @@ def llamagen(
     heads: Annotated[
         int | None, typer.Option(min=1, metavar="NUMBER", help="Attention heads.", show_default="as published")
     ] = None,
-    dtype: Stored = DType.bfloat16,
+    dtype: Stored = None,
 ) -> None:
     """Convert a LlamaGen: zipar convert llamagen GPT.pt VQ.pt [T5_DIR] OUT --image-size 384."""
     if len(directories) > 2:
@@ -106,20 +112,20 @@ def llamagen(
     if text_encoder and not text_encoder[0].is_dir():
         raise ZipARError(f"{text_encoder[0]} is no directory: give that of the T5 encoder, or leave it out")
 
-    import torch
+    outputs.check_directory(out)
 
-    from zipar.checkpoints.llamagen import convert
+    from zipar.conversion.llamagen import convert
 
-    convert(
+    formats = convert(
         gpt,
         vq,
         text_encoder[0] if text_encoder else None,
         out,
         image_size=int(image_size.value) if image_size else None,
         heads=heads,
-        dtype=getattr(torch, dtype.value),
+        dtype=_torch(dtype),
     )
-    print(f"{out}: try `zipar generate PROMPT --model {out}`")
+    _tell(out, formats)
 
 
 @app.command("lumina-mgpt")
@@ -128,24 +134,33 @@ def lumina_mgpt(
     vqgan: VQGAN,
     out: Out,
     image_size: Annotated[LuminaSize, typer.Option(help="Height and width, in pixels, of its square images.")],
-    dtype: Stored = DType.bfloat16,
+    dtype: Stored = None,
 ) -> None:
     """Convert a Lumina-mGPT: zipar convert lumina-mgpt DIR VQGAN.ckpt OUT --image-size 768."""
-    import torch
+    outputs.check_directory(out)
 
-    from zipar.checkpoints.lumina_mgpt import convert
+    from zipar.conversion.lumina_mgpt import convert
 
-    convert(source, vqgan, out, image_size=int(image_size.value), dtype=getattr(torch, dtype.value))
-    print(f"{out}: try `zipar generate PROMPT --model {out}`")
+    _tell(out, convert(source, vqgan, out, image_size=int(image_size.value), dtype=_torch(dtype)))
 
 
 @app.command("anole")
-def anole(source: ChameleonSource, vqgan: VQGAN, out: Out, dtype: Stored = DType.bfloat16) -> None:
+def anole(source: ChameleonSource, vqgan: VQGAN, out: Out, dtype: Stored = None) -> None:
     """Convert an Anole in the format of transformers: zipar convert anole DIR VQGAN.ckpt OUT."""
-    import torch
+    outputs.check_directory(out)
 
-    from zipar.checkpoints.lumina_mgpt import convert
+    from zipar.conversion.lumina_mgpt import convert
     from zipar.models.lumina_mgpt import Anole
 
-    convert(source, vqgan, out, family=Anole, dtype=getattr(torch, dtype.value))
-    print(f"{out}: try `zipar generate PROMPT --model {out}`")
+    _tell(out, convert(source, vqgan, out, family=Anole, dtype=_torch(dtype)))
+
+
+def _torch(dtype: DType | None) -> "torch.dtype | None":
+    import torch
+
+    return getattr(torch, dtype.value) if dtype else None
+
+
+def _tell(out: Path, formats: "Collection[torch.dtype]") -> None:
+    stored = " and ".join(sorted(str(each).removeprefix("torch.") for each in formats))
+    print(f"{out}: weights stored in {stored}; try `zipar generate PROMPT --model {out}`")

@@ -135,7 +135,7 @@ def _page(pictures: Sequence[Image.Image], captions: Sequence[Caption], heading:
     text = max(width // 16, 13)
     font, small = ImageFont.load_default(text), ImageFont.load_default(text * 0.9)
     gap, line, bar = int(1.4 * text), int(1.7 * text), max(text // 4, 3)
-    heading = heading if heading.isascii() else ""  # Pillow's own font has no other letters
+    heading = " ".join(heading.split()) if heading.isascii() else ""  # Pillow's own font has no other letters
     across = min(len(pictures), PANELS_A_ROW)
     down = -(-len(pictures) // across)
     top = gap + (line + gap // 2 if heading else 0)

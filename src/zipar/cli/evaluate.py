@@ -53,7 +53,7 @@ def evaluate(
             metavar="DIR",
             exists=True,
             file_okay=False,
-            help='Real pictures for FID on Inception features: needs `pip install "zipar-torch[fid]"`.',
+            help='Real pictures for FID on Inception features: needs `pip install "zipar-torch\\[fid]"`.',
             show_default="what the model ships with",
             rich_help_panel="Quality",
         ),
@@ -94,6 +94,7 @@ def evaluate(
     from zipar.decoding.raster import Raster
     from zipar.decoding.zipar import ZipAR
     from zipar.evaluation import plots, report, tables
+    from zipar.writing import write
 
     chosen = list(dict.fromkeys([Raster(), *map(names.parse, strategy or STRATEGIES)]))
     if len(chosen) == 1:
@@ -123,7 +124,7 @@ def evaluate(
     record = {**started.record(), "prompts": study.prompts, "batch_size": batch_size}
     record["strategies"] = tables.jsonable(found.rows)
     text = tables.markdown(found.rows, columns) + "\n"
-    outputs.write(
+    write(
         {
             output / "report.json": outputs.record(record),
             output / "report.csv": lambda path: tables.write_csv(found.rows, path),

@@ -88,13 +88,15 @@ def generate(
 
     Several images are decoded in one batch. --animate shows the first of them.
     """
-    for path, suffixes in ((output, outputs.PICTURES), (tokens, (".npy",)), (stats, (".json",)), (animate, (".gif",))):
+    *_, last = outputs.numbered(output, len(prompts) * num_images)
+    for path, suffixes in ((last, outputs.PICTURES), (tokens, (".npy",)), (stats, (".json",)), (animate, (".gif",))):
         outputs.check(path, *suffixes)
 
     from zipar.cli import drawing, session
     from zipar.cli.progress import bars, spinner
     from zipar.decoding import names
     from zipar.decoding.raster import Raster
+    from zipar.writing import write
 
     started = session.start(
         prompts,
@@ -122,7 +124,7 @@ def generate(
 
     paths = outputs.numbered(output, len(made.images))
     files: dict[Path, Callable[[Path], Any]] = {
-        path: image.save for path, image in zip(paths, made.images, strict=True)
+        path: outputs.picture(image) for path, image in zip(paths, made.images, strict=True)
     }
     if tokens:
         files[tokens] = outputs.array(made.tokens)
@@ -133,7 +135,7 @@ def generate(
         panel = drawing.Panel(names.title(chosen), made.images[0], made.born[0])
         files[animate] = lambda path: drawing.save_animation(path, [panel], prompts[0])
     with spinner("writing", quiet):
-        outputs.write(files)
+        write(files)
     if not quiet:
         where = str(paths[0]) if len(paths) == 1 else f"{paths[0]} ... {paths[-1].name}"
         raster = Raster().passes(started.grid)

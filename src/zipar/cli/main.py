@@ -4,13 +4,15 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, TextIO
 
 import typer
 
 import zipar
 from zipar.cli import compare, convert, evaluate, generate, plan, prompts, tune
-from zipar.errors import ZipARError
+from zipar.cli.terminal import give_up_stdout, spell_out
+from zipar.errors import ZipARError, reason
 
 app = typer.Typer(
     name="zipar",
@@ -49,6 +51,7 @@ def _zipar(
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line ``args`` (None for the process's own); returns the exit code."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    spell_out()
     with warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
@@ -56,9 +59,15 @@ def main(args: Sequence[str] | None = None) -> int:
         warnings.showwarning = _show_warning
         try:
             result = typer.main.get_command(app).main(args, prog_name="zipar", standalone_mode=False)
+            if sys.stdout is not None:  # closed by whoever started the process
+                sys.stdout.flush()
         except (ZipARError, typer.TyperException) as error:
             message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
             _tell("error", message)
+            return 2
+        except OSError as error:  # what the system refuses, such as a full disk behind stdout
+            _tell("error", f"{error.filename}: {reason(error)}" if error.filename else reason(error))
+            give_up_stdout()
             return 2
     return result if isinstance(result, int) else 0
 
@@ -75,7 +84,8 @@ def _show_warning(
 
 
 def _tell(kind: str, message: str) -> None:
-    print(f"{kind}: {' '.join(message.split())}", file=sys.stderr)
+    with suppress(OSError):  # where nothing can be told, the exit code does
+        print(f"{kind}: {' '.join(message.split())}", file=sys.stderr)
 
 
 if __name__ == "__main__":

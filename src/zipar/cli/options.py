@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import os
 import re
 from enum import Enum
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from zipar.arguments import shown
-from zipar.errors import ZipARError
+from zipar.errors import ZipARError, reason
 
 DEFAULT_WINDOW = "4"
 """As text for the help; the value is that of ``ZipAR()``, which takes too long to import for a help text."""
@@ -50,7 +51,10 @@ Prompt = Annotated[
 Model = Annotated[
     str,
     typer.Option(
-        "--model", "-m", metavar="MODEL", help="A checkpoint directory, a hub id (owner/name) or an embedded model."
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="An embedded model, a checkpoint directory (./emoji, if it has the name of one) or a hub id (owner/name).",
     ),
 ]
 Device = Annotated[
@@ -105,7 +109,7 @@ Lookahead = Annotated[
 
 PromptFile = Annotated[
     Path | None,
-    typer.Argument(metavar="[PROMPTS.txt]", help="A prompt a line.", show_default="examples that suit the model"),
+    typer.Argument(metavar="PROMPTS.txt", help="A prompt a line.", show_default="examples that suit the model"),
 ]
 BatchSize = Annotated[
     int, typer.Option(min=1, max=MOST_IMAGES, metavar="NUMBER", help="Images that are decoded together.")
@@ -160,6 +164,23 @@ Quiet = Annotated[
 ]
 
 
+def as_text(prompt: str) -> str:
+    """A prompt of the command line: in locales that have less than Unicode, its bytes are taken for UTF-8.
+
+    Raises:
+        ZipARError: they are not.
+    """
+    try:
+        prompt.encode()
+        return prompt
+    except UnicodeEncodeError:
+        pass
+    try:
+        return os.fsencode(prompt).decode()
+    except UnicodeError as error:
+        raise ZipARError(f"the prompt {prompt!r} holds bytes that are no text: write it in UTF-8") from error
+
+
 def read_prompts(path: Path | None) -> list[str]:
     """The lines of a prompt file, blank ones left out; none where there is no file.
 
@@ -171,7 +192,9 @@ def read_prompts(path: Path | None) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ZipARError(f"{path} cannot be read: give a UTF-8 text file with a prompt a line ({error})") from error
+        raise ZipARError(
+            f"{path} cannot be read: give a UTF-8 text file with a prompt a line ({reason(error)})"
+        ) from error
     prompts = [line for line in lines if line]
     if not prompts:
         raise ZipARError(f"{path} holds no prompt: write one a line")

@@ -1,15 +1,18 @@
-"""Output files: checked before the long work starts, and written whole or not at all."""
+"""Output files: checked before the long work starts; and what writes them."""
 
+import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zipar.errors import ZipARError
+from zipar.writing import naming, target
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL.Image import Image
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -24,12 +27,12 @@ def check(path: Path | None, *suffixes: str) -> None:
         return
     if path.suffix.lower() not in suffixes:
         raise ZipARError(f"{path} is of no known kind: use a file name that ends in {' or '.join(suffixes)}")
-    if path.is_dir():
-        raise ZipARError(f"{path} is a directory: give the name of a file")
-    if not path.parent.is_dir():
-        raise ZipARError(f"{path} cannot be written: there is no directory {path.parent}")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise ZipARError(f"{path} cannot be written: no permission to write in {path.parent}")
+    with naming(path):
+        folder = target(path).parent
+        if not folder.is_dir():
+            raise ZipARError(f"{path} cannot be written: there is no directory {folder}")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise ZipARError(f"{path} cannot be written: no permission to write in {folder}")
 
 
 def check_directory(path: Path) -> None:
@@ -38,13 +41,14 @@ def check_directory(path: Path) -> None:
     Raises:
         ZipARError: says what is wrong with it.
     """
-    there = path
-    while not there.exists() and there.parent != there:
-        there = there.parent
-    if not there.is_dir():
-        raise ZipARError(f"{path} cannot be made: {there} is no directory")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ZipARError(f"{path} cannot be written: no permission to write in {there}")
+    there = Path(os.path.realpath(path))
+    with naming(path):
+        while not there.exists() and there.parent != there:
+            there = there.parent
+        if not there.is_dir():
+            raise ZipARError(f"{path} cannot be made: {there} is no directory")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise ZipARError(f"{path} cannot be written: no permission to write in {there}")
 
 
 def numbered(path: Path, count: int) -> list[Path]:
@@ -55,26 +59,17 @@ def numbered(path: Path, count: int) -> list[Path]:
     return [path.with_name(f"{path.stem}-{i:0{digits}}{path.suffix}") for i in range(count)]
 
 
-def write(files: Mapping[Path, Callable[[Path], Any]]) -> None:
-    """Write files, all or none: each is written under another name beside its place, then they are moved there.
+def picture(image: "Image") -> Callable[[Path], Any]:
+    """Writes a picture file, of the kind that its suffix tells."""
+    from PIL import Image
 
-    Args:
-        files: what writes each file, given the path to write to.
+    def save(path: Path) -> None:
+        # in memory first: Pillow takes no notice of a disk that is full while it writes a JPEG
+        buffer = io.BytesIO()
+        image.save(buffer, Image.registered_extensions()[path.suffix.lower()])
+        path.write_bytes(buffer.getvalue())
 
-    Raises:
-        ZipARError: a file cannot be written.
-    """
-    scratch = {path: path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}") for path in files}
-    try:
-        for path, save in files.items():
-            save(scratch[path])
-        for path, written in scratch.items():
-            written.replace(path)
-    except OSError as error:
-        raise ZipARError(f"the results cannot be written: {error}") from error
-    finally:
-        for written in scratch.values():
-            written.unlink(missing_ok=True)
+    return save
 
 
 def array(values: "np.ndarray") -> Callable[[Path], None]:
@@ -82,12 +77,15 @@ def array(values: "np.ndarray") -> Callable[[Path], None]:
     import numpy as np
 
     def save(path: Path) -> None:
-        with path.open("wb") as file:
-            np.save(file, values)
+        buffer = io.BytesIO()  # numpy says less of a full disk than the system does
+        np.save(buffer, values)
+        path.write_bytes(buffer.getvalue())
 
     return save
 
 
 def record(values: dict[str, Any]) -> Callable[[Path], Any]:
     """Writes a .json file."""
-    return lambda path: path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    # names of files may hold bytes that are no UTF-8: a backslash is how JSON has them too
+    return lambda path: path.write_text(text, encoding="utf-8", errors="backslashreplace")

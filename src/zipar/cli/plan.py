@@ -86,15 +86,18 @@ def _range(form: str, low: float, high: float) -> str:
 
 def _draw(born: "Tensor", name: str) -> None:
     """The wave at the middle of the decoding."""
-    from rich.console import Console
     from rich.text import Text
 
+    from zipar.cli.terminal import console
+
+    screen = console()
+    marks = ("::", "##", ". ") if screen.options.ascii_only else ("▒▒", "██", "· ")
     now = int(born.max()) // 2
-    done, fresh, waiting = ("▒▒", "dim"), ("██", "magenta"), ("· ", "dim")
+    done, fresh, waiting = zip(marks, ("dim", "magenta", "dim"), strict=True)
     picture = Text(f"{name}, pass {now + 1}: ").append(*fresh).append(" this pass  ").append(*done).append(" decoded  ")
     picture.append(*waiting).append("to come\n")
     for row in born.tolist():
         picture.append("\n  ")
         for pass_ in row:
             picture.append(*(done if pass_ < now else fresh if pass_ == now else waiting))
-    Console().print(picture)
+    screen.print(picture)

@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
 
+from zipar.cli.terminal import console
 from zipar.decoding.engine import Progress
 from zipar.decoding.strategy import Strategy
 from zipar.grid import TokenGrid
@@ -15,24 +16,26 @@ from zipar.grid import TokenGrid
 
 def spinner(text: str, quiet: bool) -> AbstractContextManager[Any]:
     """A spinner on stderr, where that is a terminal and not to be ``quiet``."""
-    console = Console(stderr=True)
-    return nullcontext() if quiet or not console.is_terminal else console.status(text)
+    shown = console(stderr=True)
+    if quiet or not shown.is_terminal:
+        return nullcontext()
+    return shown.status(Text(text), spinner="line" if shown.options.ascii_only else "dots")
 
 
 @contextmanager
 def bars(grid: TokenGrid, quiet: bool) -> Iterator[Callable[[str, Strategy], Callable[[Progress], None]]]:
     """Yields a function that adds a bar for a strategy, and returns the callback that moves it."""
-    console = Console(stderr=True)
+    screen = console(stderr=True)
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.completed}/{task.total} passes"),
         TextColumn("{task.fields[tokens]:.1f} tokens a pass"),
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
     )
-    silent = quiet or not console.is_terminal
+    silent = quiet or not screen.is_terminal
     # drawn seldom, for compare takes the time meanwhile
-    with Bars(*columns, console=console, transient=True, disable=silent, refresh_per_second=4) as shown:
+    with Bars(*columns, console=screen, transient=True, disable=silent, refresh_per_second=4) as shown:
 
         def add(title: str, strategy: Strategy) -> Callable[[Progress], None]:
             passes = strategy.passes(grid)
@@ -49,14 +52,14 @@ def bars(grid: TokenGrid, quiet: bool) -> Iterator[Callable[[str, Strategy], Cal
 @contextmanager
 def counter(images: int | None, quiet: bool) -> Iterator[Callable[[str, int], None]]:
     """Yields a function that says what is being made, and how many more of ``images`` (None if nobody knows) are."""
-    console = Console(stderr=True)
+    screen = console(stderr=True)
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("images"),
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
     )
-    with Bars(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as shown:
+    with Bars(*columns, console=screen, transient=True, disable=quiet or not screen.is_terminal) as shown:
         task = shown.add_task("warming up", total=images)
         yield lambda title, made: shown.update(task, description=title, advance=made)

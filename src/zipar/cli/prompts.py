@@ -30,17 +30,18 @@ def prompts(model: options.Model = "emoji") -> None:
 
 def _list(vocabulary: "PromptVocabulary") -> None:
     from rich.columns import Columns
-    from rich.console import Console
     from rich.padding import Padding
     from rich.text import Text
 
-    console = Console(highlight=False)
-    console.print(Text(f"A prompt reads like: {vocabulary.example}"))
+    from zipar.cli.terminal import console
+
+    screen = console()
+    screen.print(Text(f"A prompt reads like: {vocabulary.example}"))
     for attribute, values in vocabulary.attributes.items():
         needed = "required" if attribute in vocabulary.required else "optional"
-        console.print(Text(f"\n{attribute}", "bold").append(f" ({needed})", "dim"))
+        screen.print(Text(f"\n{attribute}", "bold").append(f" ({needed})", "dim"))
         entries = [
             Text(phrases[0]).append(f" ({', '.join(phrases[1:])})" if phrases[1:] else "", "dim")
             for phrases in values.values()
         ]
-        console.print(Padding(Columns(entries, padding=(0, 3), column_first=True), (0, 0, 0, 2)))
+        screen.print(Padding(Columns(entries, padding=(0, 3), column_first=True), (0, 0, 0, 2)))

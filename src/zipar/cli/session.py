@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from zipar.arguments import text
-from zipar.cli.options import DType, Quantization, parse_size
+from zipar.cli.options import DType, Quantization, as_text, parse_size
 from zipar.cli.progress import spinner
 from zipar.decoding.engine import Progress
 from zipar.decoding.sampling import Sampling
@@ -99,11 +98,11 @@ def start(
     Raises:
         ZipARError: there is no such model, or an argument makes no sense.
     """
-    for prompt in prompts:
-        text("prompt", prompt)
+    prompts = [as_text(prompt) for prompt in prompts]
+    negative_prompt = None if negative_prompt is None else as_text(negative_prompt)
     if not all(prompt.strip() for prompt in prompts):
         raise ZipARError("the prompt is empty: say what to paint")
-    if negative_prompt is not None and not text("negative_prompt", negative_prompt).strip():
+    if negative_prompt is not None and not negative_prompt.strip():
         raise ZipARError("the negative prompt is empty: say what to steer away from, or leave it out")
     wanted = parse_size(size)
     directory = auto.find(model)
@@ -122,7 +121,7 @@ def start(
         name=model,
         directory=directory,
         pipe=pipe,
-        prompts=list(prompts),
+        prompts=prompts,
         negative_prompt=negative_prompt,
         sampling=dataclasses.replace(pipe.model.defaults, **given),
         size=pixels,

@@ -68,6 +68,7 @@ def tune(
     from zipar.decoding.raster import Raster
     from zipar.decoding.zipar import ZipAR
     from zipar.evaluation import report, tables, tuning
+    from zipar.writing import write
 
     limit = tuning.TOLERANCE if tolerance is None else real("tolerance", tolerance, lambda x: x >= 0, "0 or more")
     started = session.start(
@@ -96,7 +97,7 @@ def tune(
     rows = sorted(comparison.report.rows, key=lambda row: -row["forward_passes"])
     choice = names.name(best)
     record = {"strategy": choice, "tolerance": limit, **started.record(), "prompts": study.prompts}
-    outputs.write({started.directory / FILE: outputs.record({**record, "tried": tables.jsonable(rows)})})
+    write({started.directory / FILE: outputs.record({**record, "tried": tables.jsonable(rows)})})
     if not quiet:
         shown = ("strategy", "forward_passes", "slots_evaluated", "seconds", "speedup", "gap")
         show(*tables.cells(rows, shown, brief=True))

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from zipar.arguments import instance, level, real, refusal, whole
-from zipar.checkpoints.files import build
+from zipar.checkpoints.files import build, check_readable
 from zipar.errors import ZipARError
+from zipar.writing import write
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,15 @@ class Moments:
         Raises:
             ZipARError: the file is missing or damaged.
         """
+        check_readable(path, f"{path} is missing: the checkpoint is incomplete")
         with build(path):
             tensors = load_file(path)
             return cls(tensors["mean"].double(), tensors["covariance"].double())
 
     def save(self, path: Path) -> None:
         """Write a safetensors file (float32)."""
-        save_file({"mean": self.mean.float(), "covariance": self.covariance.float().contiguous()}, path)
+        tensors = {"mean": self.mean.float(), "covariance": self.covariance.float().contiguous()}
+        write({path: lambda scratch: save_file(tensors, scratch)})
 
     @cached_property
     def root(self) -> Tensor:

@@ -1,5 +1,6 @@
 """Pictures as uint8 arrays: given, or from the files of a folder."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from zipar.arguments import refusal
-from zipar.errors import ZipARError
+from zipar.checkpoints.files import check_readable, is_directory
+from zipar.errors import ZipARError, reason
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -34,11 +36,16 @@ def pictures(folder: Path) -> list[Path]:
     """The picture files in a folder and in those below it, sorted; told by their suffixes.
 
     Raises:
-        ZipARError: there is no such folder.
+        ZipARError: there is no such folder, or one that may not be looked into.
     """
-    if not folder.is_dir():
+    if not is_directory(folder):
         raise ZipARError(f"{folder} is no folder: give one that holds pictures")
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = (Path(parent, name) for parent, _, names in os.walk(folder, onerror=_refuse) for name in names)
+    return sorted(path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def _refuse(error: OSError) -> None:
+    raise ZipARError(f"{error.filename} cannot be read: {reason(error)}") from error
 
 
 def read(path: Path) -> np.ndarray:
@@ -47,6 +54,7 @@ def read(path: Path) -> np.ndarray:
     Raises:
         ZipARError: it cannot be read.
     """
+    check_readable(path, f"{path} is no picture: it has vanished")
     try:
         with Image.open(path) as image:
             return np.array(image.convert("RGB"))

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zipar.errors import ZipARError
+from zipar.errors import ZipARError, reason
 from zipar.evaluation.fid import Moments
 from zipar.evaluation.images import checked, pictures, read
 from zipar.models.auto import usable
@@ -48,13 +48,12 @@ class Inception:
                 torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
             network = library.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
         except Exception as error:  # of the network, of the disk, of unpickling
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             if path.exists():
                 raise ZipARError(
-                    f"{path} does not hold Inception's weights ({reason}): remove it, and it is downloaded again"
+                    f"{path} does not hold Inception's weights ({reason(error)}): remove it, and it is downloaded again"
                 ) from error
             raise ZipARError(
-                f"Inception's weights could not be downloaded ({reason}): put {url} at {path} by other means"
+                f"Inception's weights could not be downloaded ({reason(error)}): put {url} at {path} by other means"
             ) from error
         self.device = place
         self.network = network.to(self.device)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from zipar.checkpoints.files import build, read_config, read_tensors
 from zipar.evaluation.images import checked
+from zipar.writing import write
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,14 @@ class Judge(nn.Module):
 
     def save(self, directory: Path) -> None:
         """Write ``config.json`` and ``judge.safetensors`` (float16)."""
-        directory.mkdir(parents=True, exist_ok=True)
         config = json.dumps(dataclasses.asdict(self.config), indent=1) + "\n"
-        (directory / "config.json").write_text(config, encoding="utf-8")
         tensors = {name: tensor.half().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(tensors, directory / "judge.safetensors")
+        write(
+            {
+                directory / "config.json": lambda path: path.write_text(config, encoding="utf-8"),
+                directory / "judge.safetensors": lambda path: save_file(tensors, path),
+            }
+        )
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Features (n, features) of float pixels (n, 3, side, side) in [-1, 1]."""

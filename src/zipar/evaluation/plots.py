@@ -95,5 +95,5 @@ def save_sheet(titles: Sequence[str], pictures: Sequence[np.ndarray], prompts: S
             axes.set(xticks=[], yticks=[])
         row[0].set_ylabel(title, fontsize=8)
     for axes, text in zip(grid[0], prompts, strict=False):
-        axes.set_title("\n".join(textwrap.wrap(text, 20)), fontsize=6)
+        axes.set_title("\n".join(textwrap.wrap(text, 20)), fontsize=6, parse_math=False)
     figure.savefig(path, dpi=150)

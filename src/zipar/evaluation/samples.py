@@ -8,19 +8,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
 from zipar.arguments import keep, text, whole
+from zipar.checkpoints.files import check_readable
 from zipar.checkpoints.tuned import FILE
 from zipar.decoding import names
 from zipar.decoding.engine import Progress, decode
 from zipar.decoding.sampling import Sampling
 from zipar.decoding.strategy import Strategy
+from zipar.errors import ZipARError, reason
 from zipar.evaluation.fidelity import likelihood
 from zipar.grid import TokenGrid
 from zipar.models.base import VisualModel, in_own_precision
+from zipar.writing import write
 
 
 @dataclass(frozen=True)
@@ -73,15 +77,14 @@ class Study:
         """The images of all prompts, in order.
 
         Raises:
-            ZipARError: a prompt that the model cannot take.
+            ZipARError: a prompt that the model cannot take, or a batch that can be neither kept nor read.
         """
         for first in range(0, len(self.prompts), self.batch_size):
             prompts = self.prompts[first : first + self.batch_size]
             path = self.folder / f"{self._key(strategy, prompts, self.seed + first)}.npz"
             if not path.exists():
                 _save(self._make(strategy, prompts, self.seed + first, callback), path)
-            with np.load(path) as arrays:
-                yield Batch(**arrays)
+            yield _load(path)
 
     def warm_up(self, strategy: Strategy) -> None:
         """Make the first image and forget it: what comes first takes longer."""
@@ -141,8 +144,13 @@ def digest(**values: Any) -> str:
 
 
 def _save(batch: Batch, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    with scratch.open("wb") as file:
-        np.savez_compressed(file, **dataclasses.asdict(batch))
-    scratch.replace(path)
+    write({path: lambda scratch: np.savez_compressed(scratch, **dataclasses.asdict(batch))})
+
+
+def _load(path: Path) -> Batch:
+    check_readable(path, f"{path} has vanished")
+    try:
+        with np.load(path) as arrays:
+            return Batch(**arrays)
+    except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:
+        raise ZipARError(f"{path} is damaged ({reason(error)}): remove it, and it is made again") from error

@@ -6,8 +6,8 @@ import torch
 
 import zipar.pretrained
 from zipar.arguments import shown
-from zipar.checkpoints.files import read_config
-from zipar.errors import ZipARError
+from zipar.checkpoints.files import is_directory, read_config
+from zipar.errors import ZipARError, reason
 from zipar.models import quantization
 from zipar.models.base import VisualModel
 from zipar.models.emu3 import Emu3
@@ -102,24 +102,28 @@ def family(directory: Path) -> type[VisualModel]:
 def find(name: str | Path) -> Path:
     """The directory of a checkpoint; one that is only on the hub is downloaded first.
 
+    An embedded name wins over a directory of that name here: that is ``./emoji``, or a ``Path``.
+
     Raises:
         ZipARError: there is no such checkpoint.
     """
-    if Path(name).is_dir():
-        return Path(name)
-    if embedded := zipar.pretrained.directory(str(name)):
+    if isinstance(name, str) and (embedded := zipar.pretrained.directory(name)):
         return embedded
+    if is_directory(Path(name)):
+        return Path(name)
+    known = ", ".join(zipar.pretrained.names())
+    unknown = f"{name} is no checkpoint: give a directory, a hub id such as owner/name, or an embedded model ({known})"
     if Path(name).exists() or str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
-        known = ", ".join(zipar.pretrained.names())
-        raise ZipARError(
-            f"{name} is no checkpoint: give a directory, a hub id such as owner/name, or an embedded model ({known})"
-        )
+        raise ZipARError(unknown)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError
 
     try:
         patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
         return Path(snapshot_download(str(name), allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ZipARError(f"{name} is neither a directory here nor could it be had from the hub: {reason}") from error
+    except HFValidationError as error:
+        raise ZipARError(unknown) from error
+    except Exception as error:  # of the hub, of the network, of the disk
+        raise ZipARError(
+            f"{name} is neither a directory here nor could it be had from the hub: {reason(error)}"
+        ) from error

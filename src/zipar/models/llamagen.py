@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zipar.arguments import shown
-from zipar.checkpoints.files import build, read_config, read_tensors
+from zipar.checkpoints.files import build, check_readable, read_config, read_tensors
 from zipar.checkpoints.pretrained import load_model, load_processor
 from zipar.decoding.attention import attend
 from zipar.decoding.cache import SlotCache
@@ -228,8 +228,8 @@ def load_text_encoder(directory: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     """
     from transformers import AutoTokenizer, T5EncoderModel
 
-    if not (directory / "config.json").exists():
-        raise ZipARError(f"{directory} holds no text encoder: a text-conditional LlamaGen needs its T5 encoder there")
+    absent = f"{directory} holds no text encoder: a text-conditional LlamaGen needs its T5 encoder there"
+    check_readable(directory / "config.json", absent)
     if (kind := read_config(directory).get("model_type")) != "t5":
         raise ZipARError(f"{directory} holds a text encoder of type {kind!r}, but LlamaGen needs a T5")
     tokenizer = load_processor(AutoTokenizer, directory)

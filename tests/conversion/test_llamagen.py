@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 import zipar
-from zipar.checkpoints.llamagen import _decoder_config, convert, write
+from zipar.conversion.llamagen import _decoder_config, convert, write
 from zipar.image_tokenizers.vq import VQConfig, VQModel
 from zipar.models.llamagen import LlamaGen, LlamaGenConfig, Transformer
 from zipar.prompts import PromptVocabulary
@@ -109,17 +109,42 @@ class TestConversion:
         wanted = whole.get_encoder()(input_ids=ids).last_hidden_state
         torch.testing.assert_close(pipe.model.text_encoder(input_ids=ids).last_hidden_state, wanted)
 
-    def test_stores_what_the_authors_run_in_bfloat16_as_that(self, sources, out):
-        convert(sources / "text.pt", sources / "vq16.pt", sources / "t5", out, image_size=64, heads=4)
-        types = {
-            name: {tensor.dtype for tensor in load_file(out / f"{name}.safetensors").values()}
-            for name in ("decoder", "text_encoder/model", "image_tokenizer")
-        }
-        assert types == {
-            "decoder": {torch.bfloat16},
-            "text_encoder/model": {torch.bfloat16},
-            "image_tokenizer": {torch.float32},
-        }
+    @pytest.mark.parametrize(
+        ("text_format", "wanted", "expected"),
+        [
+            (torch.float32, None, torch.float32),
+            (torch.bfloat16, None, torch.bfloat16),
+            (torch.float16, None, torch.float16),
+            (torch.float32, torch.bfloat16, torch.bfloat16),
+        ],
+        ids=str,
+    )
+    def test_of_text_encoders_keeps_their_number_format_unless_told_otherwise(
+        self, sources, out, tmp_path, text_format, wanted, expected
+    ):
+        t5 = Path(shutil.copytree(sources / "t5", tmp_path / "t5"))
+        whole = {name: value.to(text_format) for name, value in load_file(t5 / "model.safetensors").items()}
+        save_file(whole, t5 / "model.safetensors", {"format": "pt"})
+        formats = convert(sources / "text.pt", sources / "vq16.pt", t5, out, image_size=64, heads=4, dtype=wanted)
+        assert formats == {expected, wanted or torch.float32}
+        stored = load_file(out / "text_encoder" / "model.safetensors")
+        for name, value in stored.items():
+            assert value.dtype == expected
+            assert value.equal(whole[name].to(expected))
+        tokenizer = load_file(out / "image_tokenizer.safetensors")
+        assert {value.dtype for value in tokenizer.values()} == {torch.float32}
+
+    def test_keeps_the_number_format_of_each_tensor(self, sources, out, tmp_path):
+        formats = {"norm.weight": torch.bfloat16, "output.weight": torch.float16}
+        given = {name: value.to(formats.get(name)) for name, value in decoder_weights(classes=10).items()}
+        torch.save({"model": given}, tmp_path / "gpt.pt")
+        found = convert(tmp_path / "gpt.pt", sources / "vq16.pt", None, out, image_size=64, heads=4)
+        assert found == {torch.float32, *formats.values()}
+        stored = load_file(out / "decoder.safetensors")
+        for name, value in given.items():
+            assert stored[name].dtype == value.dtype
+            assert stored[name].equal(value)
+        assert zipar.pipeline(out, device="cpu")("3").tokens.shape == (1, 4, 4)
 
     @pytest.mark.parametrize("key", ["model", "module", "state_dict", None])
     @pytest.mark.parametrize("zipped", [True, False])
@@ -348,6 +373,11 @@ class TestConversionOf:
             self._convert_with(t5, sources, out)
 
 
+def test_files_of_a_conversion_are_whole_and_as_the_umask_has_them(sources, check_written):
+    paths = (sources / "text.pt", sources / "vq16.pt", sources / "t5")
+    check_written(lambda out: convert(*paths, out, image_size=64, heads=4))
+
+
 def test_conversion_never_touches_what_is_there(sources, tmp_path):
     taken = tmp_path / "out"
     taken.mkdir()
@@ -369,6 +399,14 @@ def intact(tiny_models, tmp_path_factory):
 
 class TestWritten:
     """Directories that ``write`` makes, and what may be wrong with them."""
+
+    def test_the_model_itself_stays_as_it_is(self, tiny_models, tmp_path):
+        model = tiny_models.by_text
+        written = LlamaGen(model.decoder, model.image_tokenizer, model.text_encoder, text_tokenizer())
+        write(written, tmp_path / "tiny", torch.bfloat16)
+        assert written.text_encoder.dtype == written.dtype == torch.float32
+        stored = load_file(tmp_path / "tiny" / "text_encoder" / "model.safetensors")
+        assert {value.dtype for value in stored.values()} == {torch.bfloat16}
 
     @pytest.fixture
     def directory(self, intact, tmp_path):

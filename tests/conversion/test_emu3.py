@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Emu3ForConditionalGeneration, Emu3Processor
 
 import zipar
-from zipar.checkpoints.emu3 import convert, read_vocabulary
+from zipar.conversion.emu3 import convert, read_vocabulary
 
 CODEBOOK = 40
 EXTRAS = [f"<|extra_{i}|>" for i in range(205)]
@@ -312,8 +312,11 @@ def test_images_are_made_of_what_was_converted(converted):
     assert [image.size for image in output.images] == [(8, 6)] * 2
 
 
-def test_types_of_what_is_stored(published, tmp_path):
-    convert(published / "model", published / "vision", tmp_path / "out")
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
+def test_types_of_what_is_stored(published, tmp_path, dtype):
+    expected = dtype or torch.float32
+    assert convert(published / "model", published / "vision", tmp_path / "out", dtype=dtype) == {expected}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == str(expected).removeprefix("torch.")
     stored = {}
     for file in (tmp_path / "out").glob("*.safetensors"):
         stored |= load_file(file)
@@ -321,9 +324,13 @@ def test_types_of_what_is_stored(published, tmp_path):
         part: {tensor.dtype for name, tensor in stored.items() if ("vqmodel" in name) == (part == "vision")}
         for part in ("text", "vision")
     }
-    assert types == {"text": {torch.bfloat16}, "vision": {torch.float32, torch.int64}}
+    assert types == {"text": {expected}, "vision": {torch.float32, torch.int64}}
     assert zipar.pipeline(tmp_path / "out", device="cpu").model.dtype == torch.float32
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_files_of_a_conversion_are_whole_and_as_the_umask_has_them(published, check_written):
+    check_written(lambda out: convert(published / "model", published / "vision", out))
 
 
 def edit(path, **settings):

@@ -22,9 +22,11 @@ from transformers import (
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from zipar.checkpoints.files import build, check_tensors, new_directory, read_config
+from zipar.checkpoints.files import build, check_readable, check_tensors, read_config
+from zipar.conversion.published import in_format, widest
 from zipar.errors import ZipARError
 from zipar.models.emu3 import AFTER_IMAGE, BEFORE_IMAGE, ROW_END, Emu3
+from zipar.writing import new_directory
 
 PADDING = "<|endoftext|>"
 IMAGE = "<image>"
@@ -92,7 +94,7 @@ class Source(NamedTuple):
     shape: tuple[int, ...]
 
 
-def convert(model: Path, image_tokenizer: Path, out: Path, *, dtype: torch.dtype = torch.bfloat16) -> None:
+def convert(model: Path, image_tokenizer: Path, out: Path, *, dtype: torch.dtype | None = None) -> set[torch.dtype]:
     """Turn the published files of an Emu3 into a directory that ``zipar.pipeline`` and transformers load.
 
     Args:
@@ -101,7 +103,11 @@ def convert(model: Path, image_tokenizer: Path, out: Path, *, dtype: torch.dtype
         image_tokenizer: directory of BAAI/Emu3-VisionTokenizer: ``config.json``, ``preprocessor_config.json``
             and weights in safetensors.
         out: the directory to make.
-        dtype: of the stored language model. The image tokenizer is stored in float32, as the authors run it.
+        dtype: of the stored language model; None for each tensor's own. The image tokenizer is stored in float32, as
+            the authors run it.
+
+    Returns:
+        The number formats of the stored language model.
 
     Raises:
         ZipARError: a file that is missing, damaged, or not what it should be, directories that do not belong
@@ -130,17 +136,15 @@ def convert(model: Path, image_tokenizer: Path, out: Path, *, dtype: torch.dtype
     vision_tensors = _sources(image_tokenizer, VISION_NAMES, network.model.vqmodel)
     network.model.vqmodel = None
     text_tensors = _sources(model, TEXT_NAMES, network)
-    try:
-        with new_directory(out) as scratch:
-            _save_weights(text_tensors, vision_tensors, scratch, dtype)
-            config.dtype = dtype
-            config.architectures = [Emu3ForConditionalGeneration.__name__]
-            config.save_pretrained(scratch)
-            ids = {key: settings[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-            GenerationConfig(do_sample=True, top_k=2048, **ids).save_pretrained(scratch)
-            _processor(image_tokenizer, vocabulary, merges).save_pretrained(scratch)
-    except (OSError, SafetensorError) as error:
-        raise ZipARError(f"{out} cannot be written: {error}") from error
+    with new_directory(out) as scratch:
+        formats = _save_weights(text_tensors, vision_tensors, scratch, dtype)
+        config.dtype = widest(formats)
+        config.architectures = [Emu3ForConditionalGeneration.__name__]
+        config.save_pretrained(scratch)
+        ids = {key: settings[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        GenerationConfig(do_sample=True, top_k=2048, **ids).save_pretrained(scratch)
+        _processor(image_tokenizer, vocabulary, merges).save_pretrained(scratch)
+    return formats
 
 
 def read_vocabulary(directory: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -154,8 +158,7 @@ def read_vocabulary(directory: Path) -> tuple[dict[str, int], list[tuple[str, st
     """
     ranked, named = directory / "emu3.tiktoken", directory / "emu3_vision_tokens.txt"
     for path in (ranked, named):
-        if not path.is_file():
-            raise ZipARError(f"{path} is missing: fetch it from where the model is published")
+        check_readable(path, f"{path} is missing: fetch it from where the model is published")
     try:
         pairs = [line.split() for line in ranked.read_bytes().splitlines() if line]
         ranks = {base64.b64decode(word, validate=True): int(rank) for word, rank in pairs}
@@ -249,8 +252,7 @@ def _sources(directory: Path, names: tuple[tuple[str, str], ...], module: nn.Mod
 
 @contextmanager
 def _open(path: Path) -> Iterator[Any]:
-    if not path.is_file():
-        raise ZipARError(f"{path} is missing: fetch it from where the model is published")
+    check_readable(path, f"{path} is missing: fetch it from where the model is published")
     try:
         with safe_open(path, "pt") as tensors:
             yield tensors
@@ -258,11 +260,14 @@ def _open(path: Path) -> Iterator[Any]:
         raise ZipARError(f"{path} is damaged ({error}): fetch it again") from error
 
 
-def _save_weights(text: dict[str, Source], vision: dict[str, Source], directory: Path, dtype: torch.dtype) -> None:
-    """Write the tensors file by file, so that no more than one file is held in memory."""
+def _save_weights(
+    text: dict[str, Source], vision: dict[str, Source], directory: Path, dtype: torch.dtype | None
+) -> set[torch.dtype]:
+    """Write the tensors file by file, so that no more than one file is held in memory; returns the formats of text."""
     kept = {f"model.vqmodel.{name}": source for name, source in vision.items()}
     paths = sorted({source.path for source in (*text.values(), *kept.values())})
     places: dict[str, str] = {}
+    formats: set[torch.dtype] = set()
     total = 0
     for number, path in enumerate(paths, 1):
         file = f"model-{number:05}-of-{len(paths):05}.safetensors"
@@ -271,10 +276,11 @@ def _save_weights(text: dict[str, Source], vision: dict[str, Source], directory:
             for name, source in (text | kept).items():
                 if source.path == path:
                     tensor = stored.get_tensor(source.name).reshape(source.shape)
-                    wanted = torch.float32 if name in kept else dtype
-                    tensors[name] = tensor.to(wanted) if tensor.is_floating_point() else tensor
+                    tensors[name] = in_format(tensor, torch.float32 if name in kept else dtype)
         save_file(tensors, directory / file, {"format": "pt"})
         places |= dict.fromkeys(tensors, file)
+        formats |= {tensor.dtype for name, tensor in tensors.items() if name in text}
         total += sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": places}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return formats

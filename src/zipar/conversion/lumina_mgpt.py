@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -15,21 +15,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
-from zipar.checkpoints.files import (
-    Weights,
-    build,
-    check_tensors,
-    count,
-    new_directory,
-    read_config,
-    read_pickle,
-    read_tokenizer,
-    shape_of,
-)
+from zipar.checkpoints.files import build, check_readable, check_tensors, read_config, read_tokenizer
+from zipar.conversion.published import Weights, count, in_format, read_pickle, shape_of, widest
 from zipar.errors import ZipARError
 from zipar.image_tokenizers.chameleon import ChameleonImageDecoder
 from zipar.image_tokenizers.vq import VQConfig
 from zipar.models.lumina_mgpt import Chameleon, LuminaMGPT
+from zipar.writing import new_directory
 
 ENCODER = "model.vqmodel."
 """Where transformers keeps the image encoder. The published Lumina-mGPTs lack it: it is taken from vqgan.ckpt."""
@@ -46,8 +38,8 @@ def convert(
     *,
     family: type[Chameleon] = LuminaMGPT,
     image_size: int = 512,
-    dtype: torch.dtype = torch.bfloat16,
-) -> None:
+    dtype: torch.dtype | None = None,
+) -> set[torch.dtype]:
     """Turn a published Lumina-mGPT or Anole into a directory that ``zipar.pipeline`` loads.
 
     ``out`` holds ``config.json``, ``tokenizer.json``, ``image_tokenizer.safetensors`` and ``decoder/``, which
@@ -59,8 +51,11 @@ def convert(
         out: the directory to make.
         family: what the published model is.
         image_size: side in pixels of the square images that it was trained on. No file says it.
-        dtype: of the stored decoder, which the authors run in bfloat16. The image tokenizer is small, and is
-            stored in float32, as they run it.
+        dtype: of the stored decoder, which the authors run in bfloat16; None for each tensor's own. The image
+            tokenizer is small, and is stored in float32, as they run it.
+
+    Returns:
+        The number formats of the stored decoder.
 
     Raises:
         ZipARError: a file that is missing, damaged, or not what it should be, files that do not belong
@@ -68,8 +63,8 @@ def convert(
     """
     if image_size < 32 or image_size % 32:
         raise ZipARError(f"image size {image_size} is not possible: a Chameleon needs a multiple of 32")
-    shards = _shards(source)
     tokenizer = read_tokenizer(source / "tokenizer.json")
+    shards = _shards(source)
     weights, _ = read_pickle(vqgan, ["state_dict"])
     weights = {name: value for name, value in weights.items() if not name.startswith("loss.")}
     tokenizer_config = _tokenizer_config(weights, vqgan)
@@ -95,17 +90,24 @@ def convert(
         "image_tokenizer": dataclasses.asdict(tokenizer_config),
         "sampling": dataclasses.asdict(converted.defaults),
     }
-    try:
-        with new_directory(out) as scratch:
-            (scratch / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-            shutil.copy(source / "tokenizer.json", scratch)
-            save_file(image_decoder, scratch / "image_tokenizer.safetensors")
-            config.save_pretrained(scratch / "decoder")
-            decoder_files = (_converted(shard, wanted, dtype) for shard in shards)
-            image_encoder = {ENCODER + name: value for name, value in encoder.items()}
-            _write_files(scratch / "decoder", chain(decoder_files, [image_encoder]), len(shards) + 1)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ZipARError(f"{out} cannot be written: {error}") from error
+    formats: set[torch.dtype] = set()
+
+    def decoder_files() -> Iterator[Weights]:
+        for shard in shards:
+            tensors = _converted(shard, wanted, dtype)
+            formats.update(tensor.dtype for tensor in tensors.values())
+            yield tensors
+
+    with new_directory(out) as scratch:
+        (scratch / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        shutil.copyfile(source / "tokenizer.json", scratch / "tokenizer.json")
+        save_file(image_decoder, scratch / "image_tokenizer.safetensors")
+        (scratch / "decoder").mkdir()
+        image_encoder = {ENCODER + name: value for name, value in encoder.items()}
+        _write_files(scratch / "decoder", chain(decoder_files(), [image_encoder]), len(shards) + 1)
+        config.dtype = widest(formats)
+        config.save_pretrained(scratch / "decoder")
+    return formats
 
 
 def _write_files(directory: Path, files: Iterable[Weights], number: int) -> None:
@@ -127,9 +129,10 @@ def _shards(source: Path) -> list[Path]:
     """
     index = source / "model.safetensors.index.json"
     if not index.is_file():
-        if not (source / "model.safetensors").is_file():
-            raise ZipARError(f"{source} holds no weights: model.safetensors or its index is missing")
-        return [source / "model.safetensors"]
+        alone = source / "model.safetensors"
+        check_readable(alone, f"{source} holds no weights: model.safetensors or its index is missing")
+        return [alone]
+    check_readable(index, f"{index} is missing")
     with build(index):
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         if not names or any(Path(name).name != name for name in names):
@@ -143,6 +146,7 @@ def _shards(source: Path) -> list[Path]:
 
 def _outline(shard: Path) -> Weights:
     """The tensors of a safetensors file, without their values; those of an image encoder are left out."""
+    check_readable(shard, f"{shard} is missing")
     try:
         with safetensors.safe_open(shard, "pt") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
@@ -151,11 +155,11 @@ def _outline(shard: Path) -> Weights:
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items() if not name.startswith(ENCODER)}
 
 
-def _converted(shard: Path, wanted: Weights, dtype: torch.dtype) -> Weights:
+def _converted(shard: Path, wanted: Weights, dtype: torch.dtype | None) -> Weights:
     """The tensors that ``_outline`` lists, as they are to be stored."""
     with safetensors.safe_open(shard, "pt") as file:
         names = [name for name in file.keys() if not name.startswith(ENCODER)]  # noqa: SIM118
-        return {name: _fitted(name, file.get_tensor(name), wanted).to(dtype).contiguous() for name in names}
+        return {name: in_format(_fitted(name, file.get_tensor(name), wanted), dtype).contiguous() for name in names}
 
 
 def _fitted(name: str, tensor: Tensor, wanted: Weights) -> Tensor:

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from transformers import ChameleonForConditionalGeneration
 
 import zipar
-from zipar.checkpoints.lumina_mgpt import convert
+from zipar.conversion.lumina_mgpt import convert
 
 
 @pytest.fixture
@@ -42,10 +42,21 @@ class TestConversion:
         model, loading = ChameleonForConditionalGeneration.from_pretrained(out / "decoder", output_loading_info=True)
         assert not any(loading[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
         encoder = torch.load(sources / "vqgan.ckpt")["state_dict"]["encoder.conv_in.weight"]
-        assert model.model.vqmodel.encoder.conv_in.weight.float().equal(encoder.to(torch.bfloat16).float())
+        assert model.model.vqmodel.encoder.conv_in.weight.equal(encoder)
+        assert model.dtype == torch.float32
 
-    def test_is_self_contained_and_stored_as_the_authors_run_it(self, sources, out):
-        convert(sources / "lumina", sources / "vqgan.ckpt", out, image_size=96)
+    def test_keeps_the_number_format_of_each_tensor(self, sources, out):
+        (first, second), formats = sorted((sources / "lumina").glob("*.safetensors")), (torch.bfloat16, torch.float16)
+        for file, dtype in zip((first, second), formats, strict=True):
+            save_file({name: tensor.to(dtype) for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+        assert convert(sources / "lumina", sources / "vqgan.ckpt", out, image_size=96) == set(formats)
+        given, stored = published(sources / "lumina"), published(out / "decoder")
+        assert all(stored[name].dtype == tensor.dtype for name, tensor in given.items())
+        assert json.loads((out / "decoder" / "config.json").read_text())["dtype"] == "float32"  # holds both
+
+    def test_is_self_contained_and_as_small_as_told(self, sources, out):
+        formats = convert(sources / "lumina", sources / "vqgan.ckpt", out, image_size=96, dtype=torch.bfloat16)
+        assert formats == {torch.bfloat16}
         shutil.rmtree(sources)
         assert {tensor.dtype for tensor in load_file(out / "image_tokenizer.safetensors").values()} == {torch.float32}
         decoder = {tensor.dtype for name, tensor in published(out / "decoder").items() if "vqmodel" not in name}
@@ -66,6 +77,11 @@ class TestConversion:
         convert(lumina, sources / "vqgan.ckpt", out, image_size=96)
         assert zipar.pipeline(out, device="cpu").model.names["fox"] == 8915
         assert "auto_map" not in json.loads((out / "decoder" / "config.json").read_text())
+
+
+def test_files_of_a_conversion_are_whole_and_as_the_umask_has_them(lumina_files, check_written):
+    sources = lumina_files("7b")
+    check_written(lambda out: convert(sources / "lumina", sources / "vqgan.ckpt", out, image_size=96))
 
 
 class Touch:

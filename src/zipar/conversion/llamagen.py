@@ -3,29 +3,23 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from zipar.checkpoints.files import (
-    Weights,
-    build,
-    check_tensors,
-    count,
-    new_directory,
-    read_config,
-    read_pickle,
-    shape_of,
-)
+from zipar.checkpoints.files import build, check_tensors, read_config
+from zipar.conversion.published import Weights, count, in_format, read_pickle, shape_of
 from zipar.decoding.sampling import Sampling
 from zipar.errors import ZipARError
 from zipar.image_tokenizers.vq import VQConfig, VQModel
 from zipar.models.llamagen import LlamaGen, LlamaGenConfig, Transformer, load_text_encoder
+from zipar.writing import new_directory
 
 PUBLISHED_HEADS = {
     (12, 768): 12,
@@ -59,7 +53,7 @@ def write(model: LlamaGen, directory: Path, dtype: torch.dtype | None = None) ->
     text-conditional models, ``text_encoder/``; weights are stored as ``dtype``, None for what each has.
 
     Raises:
-        ZipARError: ``directory`` exists and is not empty.
+        ZipARError: ``directory`` exists and is not empty, or cannot be written.
     """
     config = {
         "model_type": model.family,
@@ -70,10 +64,11 @@ def write(model: LlamaGen, directory: Path, dtype: torch.dtype | None = None) ->
     with new_directory(directory) as scratch:
         (scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for name, module in (("decoder", model.decoder), ("image_tokenizer", model.image_tokenizer)):
-            tensors = {key: value.to(dtype or value.dtype).contiguous() for key, value in module.state_dict().items()}
+            tensors = {key: in_format(value, dtype).contiguous() for key, value in module.state_dict().items()}
             save_file(tensors, scratch / f"{name}.safetensors")
         if model.text_encoder is not None:
-            model.text_encoder.to(dtype or model.text_encoder.dtype).save_pretrained(scratch / "text_encoder")
+            encoder = model.text_encoder if dtype is None else deepcopy(model.text_encoder).to(dtype)
+            encoder.save_pretrained(scratch / "text_encoder")
             model.text_tokenizer.save_pretrained(scratch / "text_encoder")
         if model.vocabulary is not None:
             prompts = json.dumps(dataclasses.asdict(model.vocabulary), indent=1) + "\n"
@@ -88,8 +83,8 @@ def convert(
     *,
     image_size: int | None = None,
     heads: int | None = None,
-    dtype: torch.dtype = torch.bfloat16,
-) -> None:
+    dtype: torch.dtype | None = None,
+) -> set[torch.dtype]:
     """Turn the published files of a LlamaGen into a directory that ``zipar.pipeline`` loads.
 
     Args:
@@ -101,8 +96,11 @@ def convert(
         image_size: side in pixels of the images that the decoder was trained on; None where the
             checkpoint says, as those written while training do.
         heads: attention heads; None for those of the published size of that many layers and that width.
-        dtype: of the stored decoder and text encoder, which the authors run in bfloat16. The image
-            tokenizer is small, and is stored in float32, as they run it.
+        dtype: of the stored decoder and text encoder, which the authors run in bfloat16; None for each tensor's
+            own. The image tokenizer is small, and is stored in float32, as they run it.
+
+    Returns:
+        The number formats of the stored decoder and text encoder.
 
     Raises:
         ZipARError: a file that is missing, damaged, or not what it should be, files that do not belong
@@ -124,12 +122,13 @@ def convert(
     _check_text_encoder(text_encoder, config.caption_dim, gpt)
     decoder = _module(partial(Transformer, config), weights, gpt, dtype)
     image_tokenizer = _module(partial(VQModel, tokenizer_config), tokenizer_weights, vq, torch.float32)
-    encoder, words = load_text_encoder(text_encoder, dtype) if text_encoder is not None else (None, None)
+    encoder, words = None, None
+    if text_encoder is not None:
+        encoder, words = load_text_encoder(text_encoder, dtype or torch.float32)
+        encoder = encoder.to(dtype or _text_format(text_encoder))
     sampling = CLASS_SAMPLING if config.caption_dim is None else TEXT_SAMPLING
-    try:
-        write(LlamaGen(decoder, image_tokenizer, encoder, words, sampling), out)
-    except (OSError, SafetensorError) as error:
-        raise ZipARError(f"{out} cannot be written: {error}") from error
+    write(LlamaGen(decoder, image_tokenizer, encoder, words, sampling), out)
+    return {weight.dtype for module in (decoder, encoder) if module is not None for weight in module.parameters()}
 
 
 def _decoder_config(weights: Weights, source: Path, heads: int | None) -> LlamaGenConfig:
@@ -220,10 +219,19 @@ def _check_text_encoder(directory: Path | None, caption_dim: int | None, source:
         )
 
 
-def _module(make: Callable[[], Module], weights: Weights, source: Path, dtype: torch.dtype) -> Module:
+def _text_format(directory: Path) -> torch.dtype:
+    """The one number format of all tensors of a text encoder, else float32, which loses nothing of theirs."""
+    found = set()
+    for path in directory.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            found |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    return {"BF16": torch.bfloat16, "F16": torch.float16}.get(found.pop() if len(found) == 1 else "", torch.float32)
+
+
+def _module(make: Callable[[], Module], weights: Weights, source: Path, dtype: torch.dtype | None) -> Module:
     """A module that takes over ``weights``; each is converted, and released, in turn."""
     with build(source), torch.device("meta"):
         module = make()
     check_tensors(weights, module, source)
     module.load_state_dict(weights, assign=True)
-    return module.to(dtype)
+    return module if dtype is None else module.to(dtype)

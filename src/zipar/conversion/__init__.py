@@ -1,0 +1,1 @@
+"""Conversion of the published files to checkpoint directories, and writing of one: one family a file."""

@@ -1,0 +1,91 @@
+"""Reading published files: pickles that run no code, and what the shapes of tensors tell."""
+
+import argparse
+import re
+import warnings
+import zipfile
+from collections.abc import Collection, Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zipar.checkpoints.files import check_readable
+from zipar.errors import ZipARError
+
+Weights = dict[str, Tensor]
+
+
+def read_pickle(path: Path, keys: Sequence[str], unused: Collection[str] = ()) -> tuple[Weights, dict[str, Any]]:
+    """The weights of a file that ``torch.save`` wrote, and all that it holds. No code of the file is run.
+
+    Args:
+        path: the file.
+        keys: where its weights may be; if nowhere there, the file holds weights alone.
+        unused: names of tensors to leave out.
+
+    Raises:
+        ZipARError: the file is missing or damaged, wants to run code, or holds no weights.
+    """
+    check_readable(path, f"{path} is no file: give the published one")
+    try:
+        # checkpoints written while training hold their arguments, a class that holds attributes and does nothing
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that torch did not write: they end as an error
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # unpickling damaged bytes can raise anything
+        if found := re.search(r"GLOBAL (\S+)", str(error)):
+            raise ZipARError(
+                f"{path} was not opened, for it wants to run {found[1]}: get the published file"
+            ) from error
+        raise ZipARError(f"{path} is damaged, or is no PyTorch checkpoint: fetch it again") from error
+    if not isinstance(checkpoint, dict):
+        raise ZipARError(
+            f"{path} holds a {type(checkpoint).__name__} instead of weights by name: give a published file"
+        )
+    key = next((key for key in keys if key in checkpoint), None)
+    held = checkpoint if key is None else checkpoint[key]  # weights alone: as sharded training leaves them
+    weights = {name: value for name, value in held.items() if name not in unused} if isinstance(held, dict) else {}
+    if not weights or not all(isinstance(name, str) and _is_weight(value) for name, value in weights.items()):
+        raise ZipARError(f"{path} holds no weights under {' or '.join(keys)}: give a published file")
+    return weights, checkpoint
+
+
+def _is_weight(value: Any) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+    )
+
+
+def shape_of(weights: Weights, source: Path, what: str, name: str, dimensions: int) -> torch.Size:
+    """The shape of a tensor that a ``what`` must have.
+
+    Raises:
+        ZipARError: ``weights`` lack it, or it has not that many dimensions.
+    """
+    if name not in weights:
+        raise ZipARError(f"{source} is no {what}: it has no {name}")
+    shape = weights[name].shape
+    if len(shape) != dimensions or 0 in shape:
+        raise ZipARError(f"{source} is no {what}: its {name} is of shape {tuple(shape)}")
+    return shape
+
+
+def in_format(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """``tensor`` as it is to be stored: None for its own number format, which integers keep."""
+    return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
+
+
+def widest(formats: Collection[torch.dtype]) -> torch.dtype:
+    """The number format that holds all numbers of the floating-point ``formats``, for configs, which name one."""
+    return reduce(torch.promote_types, [each for each in formats if each.is_floating_point])
+
+
+def count(weights: Weights, parent: str) -> int:
+    """How many numbered children the module ``parent`` (which ends with a dot) has."""
+    return len({name[len(parent) :].split(".")[0] for name in weights if name.startswith(parent)})
