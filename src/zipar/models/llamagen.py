@@ -6,6 +6,7 @@ Parameter names are those of the published checkpoints, so their tensors load un
 """
 
 import random
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zipar.arguments import shown
 from zipar.checkpoints.files import build, check_readable, read_config, read_tensors
 from zipar.checkpoints.pretrained import load_model, load_processor
 from zipar.decoding.attention import attend
@@ -172,9 +172,10 @@ class LlamaGen(VisualModel):
         words = tokenized(self.text_tokenizer, [" ".join(prompt.lower().split()) for prompt in prompts])["input_ids"]
         for prompt, ids in zip(prompts, words, strict=True):
             if len(ids) > limit:
-                raise ZipARError(
-                    f"prompt {shown(prompt)} takes {len(ids)} tokens, but this LlamaGen reads {limit}: shorten it"
+                warnings.warn(
+                    f"only the first {limit} tokens of {len(ids)} count in the prompt {prompt!r}", stacklevel=2
                 )
+        words = [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in words]
         length = max(map(len, words))
         ids = torch.tensor([[0] * (length - len(w)) + w for w in words], device=self.device)
         valid = torch.tensor([[False] * (length - len(w)) + [True] * len(w) for w in words], device=self.device)
