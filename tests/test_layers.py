@@ -7,7 +7,8 @@ import zipar
 
 LAYERS = (
     {"errors"},
-    {"grid", "prompts", "writing", "pretrained"},
+    {"arguments", "prompts", "writing", "pretrained"},
+    {"grid"},
     {"decoding"},
     {"checkpoints", "image_tokenizers"},
     {"models"},
