@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from zipar.arguments import flag, function, instance, listed, path, refusal, text, whole
+from zipar.arguments import flag, function, instance, listed, refusal, text, whole
 from zipar.checkpoints.tuned import tuned
 from zipar.decoding.decodable import Prefix
 from zipar.decoding.engine import Progress, decode
@@ -250,7 +250,7 @@ def pipeline(
         loaded = "one of zipar's, such as zipar.models.janus.Janus(model, processor)"
         raise refusal("model", model, f"a directory, a hub id or {loaded}")
     cuda_graphs = flag("cuda_graphs", cuda_graphs)
-    directory = auto.find(path("model", model))
+    directory = auto.find(model)
     return Pipeline(auto.load(directory, _weights(dtype), device, quantize), tuned(directory), cuda_graphs)
 
 

@@ -73,9 +73,12 @@ def test_what_can_be_no_hub_id_is_not_asked_of_the_hub(name, tmp_path, monkeypat
         auto.load(name)
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
-def test_what_can_be_no_file(name):
-    with pytest.raises(zipar.ZipARError, match=r"cannot be looked for: (File name too long|embedded null)"):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("x" * 300, "cannot be looked for: File name too long"), ("a\0b", "is not possible: use a path")],
+)
+def test_what_can_be_no_file(name, message):
+    with pytest.raises(zipar.ZipARError, match=message):
         auto.find(name)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from zipar.arguments import path, text
+from zipar.arguments import text
 from zipar.checkpoints.files import read_config
 from zipar.checkpoints.pretrained import load_model, load_processor
 from zipar.errors import ZipARError
@@ -43,7 +43,7 @@ class ClipScorer:
         Raises:
             ZipARError: there is no such checkpoint, it is damaged, or it is no CLIP.
         """
-        directory = auto.find(path("name", name))
+        directory = auto.find(name)
         if (kind := read_config(directory).get("model_type")) != "clip":
             raise ZipARError(f"{name} holds a model of type {kind!r}, not a CLIP: give one, such as {EXAMPLE}")
         if not any(directory.glob("*.safetensors")):

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 import zipar.pretrained
-from zipar.arguments import shown
+from zipar.arguments import path, shown
 from zipar.checkpoints.files import is_directory, read_config
 from zipar.errors import ZipARError, reason
 from zipar.models import quantization
@@ -107,13 +107,14 @@ def find(name: str | Path) -> Path:
     Raises:
         ZipARError: there is no such checkpoint.
     """
+    place = path("model", name)
     if isinstance(name, str) and (embedded := zipar.pretrained.directory(name)):
         return embedded
-    if is_directory(Path(name)):
-        return Path(name)
+    if is_directory(place):
+        return place
     known = ", ".join(zipar.pretrained.names())
     unknown = f"{name} is no checkpoint: give a directory, a hub id such as owner/name, or an embedded model ({known})"
-    if Path(name).exists() or str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
+    if place.exists() or str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
         raise ZipARError(unknown)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
