@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from threading import RLock
 from types import MethodType
 from typing import Any
 
@@ -21,6 +22,7 @@ class Double:
         """``root``: all that may run is in it."""
         self.root = root
         self._twins: dict[nn.Module, nn.Module] = {}
+        self._changing = RLock()
 
     def of(self, module: nn.Module) -> Any:
         """The double of a part of the model."""
@@ -31,27 +33,32 @@ class Double:
 
         Passes of other threads may be running: nothing that they read is missing for a moment.
         """
-        packed = leaves(stepped)
-        for module in self.root.modules():
-            twin = self._twins.get(module)
-            if is_compiled(module):
-                self._twins[module] = module
-            elif twin is module or type(twin) is not type(module):
-                self._twins[module] = object.__new__(type(module))
-        for module, twin in self._twins.items():
-            if twin is module:
-                continue
-            now = {name: _bound(value, module, twin) for name, value in vars(module).items()}
-            now["_modules"] = {
-                name: child if child is None else packed.get(child, self._twins[child])
-                for name, child in module._modules.items()
-            }
-            if config is not None and now.get("config") is config:
-                now["config"] = ours
-            held = vars(twin)
-            held.update(now)
-            for name in held.keys() - now.keys():
-                del held[name]
+        with self._changing:
+            packed, known = leaves(stepped), self._twins
+            twins: dict[nn.Module, nn.Module] = {}
+            for module in self.root.modules():
+                twin = known.get(module)
+                if is_compiled(module):
+                    twin = module
+                elif twin is module or type(twin) is not type(module):
+                    twin = object.__new__(type(module))
+                twins[module] = twin
+            # what is new is whole before anything that runs already leads to it
+            for module, twin in sorted(twins.items(), key=lambda pair: known.get(pair[0]) is pair[1]):
+                if twin is module:
+                    continue
+                now = {name: _bound(value, module, twin) for name, value in dict(vars(module)).items()}
+                now["_modules"] = {
+                    name: child if child is None else packed.get(child, twins[child])
+                    for name, child in module._modules.items()
+                }
+                if config is not None and now.get("config") is config:
+                    now["config"] = ours
+                held = vars(twin)
+                held.update(now)
+                for name in held.keys() - now.keys():
+                    del held[name]
+            self._twins = twins
 
 
 def _bound(value: Any, module: nn.Module, twin: nn.Module) -> Any:

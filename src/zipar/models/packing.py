@@ -49,13 +49,12 @@ class PackedInPlace(nn.Linear):
 
     @property
     def weight(self) -> nn.Parameter:  # type: ignore[override]  # of what is a plain attribute there
-        unpack(self)
-        return self.weight
+        return unpack(self)
 
     @property
     def _parameters(self) -> dict[str, nn.Parameter | None]:  # type: ignore[override]
         unpack(self)
-        return self._parameters
+        return vars(self)["_parameters"]  # not by name: another thread may just be packing it
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         unpack(self)
@@ -77,15 +76,15 @@ def pack(modules: Sequence[nn.Module]) -> None:
             vars(layer)["_parameters"]["weight"] = None
 
 
-def unpack(layer: nn.Linear) -> None:
-    """Make a layer that was packed in place an ``nn.Linear`` again."""
+def unpack(layer: nn.Linear) -> nn.Parameter:
+    """Make a layer that was packed in place an ``nn.Linear`` again; returns its weight."""
     with _changing:
-        if (held := vars(layer).pop("_packed", None)) is None:
-            return
-        with torch.inference_mode(False):
-            weight = nn.Parameter(held.weight.to_dense(), requires_grad=False)
-        vars(layer)["_parameters"]["weight"] = weight
-        layer.__class__ = nn.Linear
+        parameters = vars(layer)["_parameters"]
+        if (held := vars(layer).pop("_packed", None)) is not None:
+            with torch.inference_mode(False):
+                parameters["weight"] = nn.Parameter(held.weight.to_dense(), requires_grad=False)
+            layer.__class__ = nn.Linear
+        return parameters["weight"]
 
 
 def packable(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
