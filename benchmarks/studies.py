@@ -17,8 +17,8 @@ from zipar.decoding.strategy import Evaluated, Schedule, Step, Strategy
 from zipar.grid import TokenGrid
 from zipar.models.base import VisualModel
 
-sys.path.append(str(Path(__file__).parents[1] / "recipes" / "emoji"))
-from prompts import prompts  # type: ignore[import-not-found]
+sys.path.append(str(Path(__file__).parents[1] / "recipes"))
+from emoji.prompts import prompts  # type: ignore[import-not-found]
 
 ALONE = 10**6
 """Budget of lossless drafts with which the images of a batch draft as far as each would alone."""

@@ -1,18 +1,15 @@
-"""What the three training scripts share: seeded batches, a resumable loop, an exponential average."""
+"""What the training scripts share: seeded batches, optimizers, a resumable loop, an exponential average."""
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-import scenes
-from artwork import Artwork
-
-BUILD = Path(__file__).parent / "build"
+from zipar.models.llamagen import Transformer
 
 
 def batch_rng(seed: int, step: int) -> np.random.Generator:
@@ -20,17 +17,37 @@ def batch_rng(seed: int, step: int) -> np.random.Generator:
     return np.random.default_rng((seed, step))
 
 
-def draw_batch(
-    drawn_from: list[scenes.Scene], artwork: Artwork, rng: np.random.Generator, size: int
-) -> tuple[list[scenes.Scene], Tensor]:
-    """``size`` scenes of a list and their pixels, float32 (size, 3, 64, 64) in [-1, 1]."""
-    batch = [drawn_from[i] for i in rng.integers(len(drawn_from), size=size)]
-    return batch, to_pixels([scenes.draw(scene, artwork) for scene in batch])
-
-
 def to_pixels(images: list[np.ndarray]) -> Tensor:
     """uint8 images (height, width, 3) -> float32 pixels (n, 3, height, width) in [-1, 1]."""
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_images(pixels: Tensor) -> Tensor:
+    """Float pixels (n, 3, h, w) in [-1, 1] -> uint8 images (n, h, w, 3)."""
+    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def initialise(decoder: Transformer) -> None:
+    """Weights that a decoder begins with: every block adds nothing, every logit is zero."""
+    nn.init.normal_(decoder.tok_embeddings.weight, std=0.1)
+    for layer in decoder.layers:
+        nn.init.normal_(layer.attention.wqkv.weight, std=0.03)
+        nn.init.zeros_(layer.attention.wo.weight)
+        nn.init.zeros_(layer.feed_forward.w2.weight)
+    nn.init.zeros_(decoder.output.weight)
+
+
+def make_optimizers(
+    model: nn.Module, between: Iterable[nn.Module], muon_rate: float, adam_rate: float
+) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the parts ``between`` embeddings and output, Adam for the rest of ``model``."""
+    matrices = [weight for part in between for weight in part.parameters() if weight.ndim == 2]
+    chosen = {id(weight) for weight in matrices}
+    others = [weight for weight in model.parameters() if id(weight) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=muon_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Adam(others, lr=adam_rate, betas=(0.9, 0.98)),
+    ]
 
 
 def schedule(step: int, steps: int, warmup: int = 100, cooldown: float = 0.4) -> float:
@@ -53,7 +70,7 @@ class Average:
 
 
 def run(
-    name: str,
+    path: Path,
     model: nn.Module,
     optimizers: list[torch.optim.Optimizer],
     loss_of: Callable[[int], Tensor],
@@ -63,11 +80,11 @@ def run(
     report: Callable[[int], str] = lambda step: "",
     every: int = 100,
 ) -> None:
-    """Train, keeping ``build/<name>.pt`` so that a killed run continues where it was.
+    """Train, keeping all in ``path`` so that a killed run continues where it was.
 
     When done, ``model`` holds the averaged weights.
     """
-    path = BUILD / f"{name}.pt"
+    name = path.stem
     path.parent.mkdir(parents=True, exist_ok=True)
     average = Average(model, decay)
     first = 0

@@ -6,11 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import scenes
-import text
-import text_encoder
 import training
-from image_tokenizer import CONFIG as IMAGE_TOKENIZER
+from emoji import scenes, text, text_encoder
+from emoji.image_tokenizer import CONFIG as IMAGE_TOKENIZER
 from zipar.models.llamagen import LlamaGenConfig, Transformer, prefix_rotary, rotary_2d
 
 CONFIG = LlamaGenConfig(
@@ -40,13 +38,8 @@ class TextToImage(nn.Module):
         self.decoder = Transformer(CONFIG)
         self.rotary = rotary_2d(CONFIG.grid_side, CONFIG.head_dim, CONFIG.rope_base)
         self.mask = nn.Embedding(1, CONFIG.dim)  # needed in training alone
-        for embedding in (self.mask, self.decoder.tok_embeddings):
-            nn.init.normal_(embedding.weight, std=0.1)
-        for layer in self.decoder.layers:
-            nn.init.normal_(layer.attention.wqkv.weight, std=0.03)
-            nn.init.zeros_(layer.attention.wo.weight)
-            nn.init.zeros_(layer.feed_forward.w2.weight)
-        nn.init.zeros_(self.decoder.output.weight)
+        nn.init.normal_(self.mask.weight, std=0.1)
+        training.initialise(self.decoder)
 
     def forward(self, words: Tensor, valid: Tensor, dropped: Tensor, tokens: Tensor, hidden: Tensor) -> Tensor:
         """Logits (batch, slots, vocabulary) of each token after those in ``tokens`` (batch, slots) and the prompt.
@@ -69,18 +62,6 @@ class TextToImage(nn.Module):
         return self.decoder.output(states[:, valid.shape[1] - 1 :])
 
 
-def make_optimizers(model: TextToImage, muon_rate: float, adam_rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices between embeddings and output, Adam for the rest."""
-    parts = (model.decoder.layers, model.decoder.cls_embedding.cap_proj)
-    matrices = [weight for part in parts for weight in part.parameters() if weight.ndim == 2]
-    chosen = {id(weight) for weight in matrices}
-    others = [weight for weight in model.parameters() if id(weight) not in chosen]
-    return [
-        torch.optim.Muon(matrices, lr=muon_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.Adam(others, lr=adam_rate, betas=(0.9, 0.98)),
-    ]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=5000)
@@ -93,10 +74,10 @@ def main() -> None:
 
     torch.manual_seed(args.seed)
     drawn_from, _ = scenes.split()
-    pictures = torch.load(training.BUILD / "tokens.pt", weights_only=True)
+    pictures = torch.load(scenes.BUILD / "tokens.pt", weights_only=True)
     tokenizer = text.tokenizer(CONFIG.prefix_length)
     model = TextToImage(len(tokenizer))
-    model.text_encoder.load_state_dict(torch.load(training.BUILD / "text_encoder_final.pt", weights_only=True))
+    model.text_encoder.load_state_dict(torch.load(scenes.BUILD / "text_encoder_final.pt", weights_only=True))
 
     def loss_of(step: int, own: bool = False) -> Tensor:
         rng = training.batch_rng(args.seed + 1000 * own, step)
@@ -122,13 +103,14 @@ def main() -> None:
 
     parameters = sum(w.numel() for w in model.parameters())
     print(f"decoder: {parameters / 1e6:.2f} M parameters, {args.steps * args.batch} pictures", flush=True)
-    optimizers = make_optimizers(model, args.muon_rate, args.adam_rate)
-    training.run("decoder", model, optimizers, loss_of, steps=args.steps, decay=0.998, every=50)
+    between = (model.decoder.layers, model.decoder.cls_embedding.cap_proj)
+    optimizers = training.make_optimizers(model, between, args.muon_rate, args.adam_rate)
+    training.run(scenes.BUILD / "decoder.pt", model, optimizers, loss_of, steps=args.steps, decay=0.998, every=50)
     # Scheduled sampling, in parallel (Mihaylova & Martins, 2019): some tokens of the context are now those that the
     # model itself would have drawn, and it still has to find the right ones.
-    optimizers = make_optimizers(model, args.muon_rate / 2, args.adam_rate / 2)
+    optimizers = training.make_optimizers(model, between, args.muon_rate / 2, args.adam_rate / 2)
     training.run(
-        "decoder_own",
+        scenes.BUILD / "decoder_own.pt",
         model,
         optimizers,
         lambda step: loss_of(step, own=True),

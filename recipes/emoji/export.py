@@ -6,10 +6,9 @@ from pathlib import Path
 
 import torch
 
-import text
-import training
-from decoder import CONFIG, TextToImage
-from image_tokenizer import CONFIG as IMAGE_TOKENIZER
+from emoji import scenes, text
+from emoji.decoder import CONFIG, TextToImage
+from emoji.image_tokenizer import CONFIG as IMAGE_TOKENIZER
 from zipar.conversion.llamagen import write
 from zipar.decoding.sampling import Sampling
 from zipar.image_tokenizers.vq import VQModel
@@ -29,9 +28,9 @@ def main() -> None:
     tokenizer = text.tokenizer(CONFIG.prefix_length)
     trained = TextToImage(len(tokenizer))
     # the averaged weights of the newest step, whether the training is done or still goes on
-    trained.load_state_dict(torch.load(training.BUILD / "decoder_own.pt", weights_only=True)["average"])
+    trained.load_state_dict(torch.load(scenes.BUILD / "decoder_own.pt", weights_only=True)["average"])
     image_tokenizer = VQModel(IMAGE_TOKENIZER)
-    image_tokenizer.load_state_dict(torch.load(training.BUILD / "image_tokenizer_final.pt", weights_only=True))
+    image_tokenizer.load_state_dict(torch.load(scenes.BUILD / "image_tokenizer_final.pt", weights_only=True))
     model = LlamaGen(
         trained.decoder,
         image_tokenizer,
@@ -42,7 +41,7 @@ def main() -> None:
     )
     write(model, args.output, torch.bfloat16)
     shutil.copy(LICENCES, args.output / "ARTWORK.md")
-    judge = training.BUILD / "judge"
+    judge = scenes.BUILD / "judge"
     if judge.exists():
         shutil.copytree(judge, args.output / "judge")
 

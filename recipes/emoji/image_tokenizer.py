@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import artwork
-import scenes
 import training
+from emoji import artwork, scenes
 from zipar.image_tokenizers.vq import Encoder, VQConfig, VQModel
 
 CONFIG = VQConfig(
@@ -91,18 +90,18 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
-    pictures = artwork.load(training.BUILD / "artwork")
+    pictures = artwork.load(scenes.BUILD / "artwork")
     drawn_from, _ = scenes.split()
     model = VQModel(CONFIG).to(memory_format=torch.channels_last)
     confined = PatchEncoder(model.encoder)
-    _, pixels = training.draw_batch(drawn_from, pictures, training.batch_rng(args.seed, 0), 64)
+    _, pixels = scenes.draw_batch(drawn_from, pictures, training.batch_rng(args.seed, 0), 64)
     with torch.no_grad():  # latents around zero, that their directions differ
         model.quant_conv.bias -= model.quant_conv(model.encoder(pixels)).mean((0, 2, 3))
     used = torch.zeros(CONFIG.codebook_size)
 
     def loss_of(step: int) -> Tensor:
         confined.apply()
-        _, pixels = training.draw_batch(drawn_from, pictures, training.batch_rng(args.seed, step), args.batch)
+        _, pixels = scenes.draw_batch(drawn_from, pictures, training.batch_rng(args.seed, step), args.batch)
         latents = model.latents(pixels.contiguous(memory_format=torch.channels_last))
         if step % 50 == 0:
             if 0 < step < 0.6 * args.steps:
@@ -130,13 +129,15 @@ def main() -> None:
     optimizer = torch.optim.Adam(
         [weight for weight in model.parameters() if weight.requires_grad], lr=1e-3, betas=(0.9, 0.99)
     )
-    training.run("image_tokenizer", model, [optimizer], loss_of, steps=args.steps, decay=0.99, report=report)
+    training.run(
+        scenes.BUILD / "image_tokenizer.pt", model, [optimizer], loss_of, steps=args.steps, decay=0.99, report=report
+    )
     confined.apply()
     for part in (model.encoder, model.quant_conv, model.quantize):
         part.to(torch.bfloat16).float()  # as they ship, so that the tokens learned are the tokens shipped
     refine(model, pictures, args)
-    torch.save(model.state_dict(), training.BUILD / "image_tokenizer_final.pt")
-    torch.save(encode(model, drawn_from, pictures), training.BUILD / "tokens.pt")
+    torch.save(model.state_dict(), scenes.BUILD / "image_tokenizer_final.pt")
+    torch.save(encode(model, drawn_from, pictures), scenes.BUILD / "tokens.pt")
 
 
 def refine(model: VQModel, pictures: artwork.Artwork, args: argparse.Namespace) -> None:
@@ -147,7 +148,7 @@ def refine(model: VQModel, pictures: artwork.Artwork, args: argparse.Namespace) 
 
     def loss_of(step: int) -> Tensor:
         rng = training.batch_rng(args.seed + 1000, step)
-        _, pixels = training.draw_batch(drawn_from, pictures, rng, args.batch)
+        _, pixels = scenes.draw_batch(drawn_from, pictures, rng, args.batch)
         with torch.no_grad():
             codes = model.quantize.lookup(model.encode(pixels.contiguous(memory_format=torch.channels_last)))
         with torch.autocast("cpu", torch.bfloat16):
@@ -156,7 +157,7 @@ def refine(model: VQModel, pictures: artwork.Artwork, args: argparse.Namespace) 
 
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=1e-3, betas=(0.9, 0.99))
-    training.run("image_decoder", model, [optimizer], loss_of, steps=args.refine_steps, decay=0.99)
+    training.run(scenes.BUILD / "image_decoder.pt", model, [optimizer], loss_of, steps=args.refine_steps, decay=0.99)
 
 
 @torch.inference_mode()

@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import artwork
-import scenes
 import training
-from image_tokenizer import CONFIG as IMAGE_TOKENIZER
+from emoji import artwork, scenes
+from emoji.image_tokenizer import CONFIG as IMAGE_TOKENIZER
 from zipar.evaluation.fid import Moments, frechet_distance
 from zipar.evaluation.judge import Judge, JudgeConfig
 from zipar.image_tokenizers.vq import VQModel
@@ -23,7 +22,7 @@ GOAL = 0.99  # held-out accuracy of each attribute on real renders
 
 def restorer() -> Callable[[Tensor], Tensor] | None:
     """Pixels -> what the trained image tokenizer makes of them; None before it is trained."""
-    path = training.BUILD / "image_tokenizer_final.pt"
+    path = scenes.BUILD / "image_tokenizer_final.pt"
     if not path.exists():
         return None
     model = VQModel(IMAGE_TOKENIZER).to(memory_format=torch.channels_last).eval()
@@ -49,11 +48,6 @@ def spoil(pixels: Tensor, rng: np.random.Generator) -> Tensor:
     return pixels.lerp(blurred, degree(1.0)) + noise * degree(0.1)
 
 
-def to_images(pixels: Tensor) -> Tensor:
-    """Float pixels (n, 3, h, w) in [-1, 1] -> uint8 images (n, h, w, 3)."""
-    return ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
-
-
 def accuracy(judge: Judge, drawn: list[scenes.Scene], images: Tensor) -> dict[str, float]:
     """Share of the images whose attribute the judge reads rightly."""
     seen = judge.classify(images)
@@ -71,14 +65,14 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
-    pictures = artwork.load(training.BUILD / "artwork")
+    pictures = artwork.load(scenes.BUILD / "artwork")
     drawn_from, held_out = scenes.split()
     restore = restorer()
     judge = Judge(CONFIG).to(memory_format=torch.channels_last)
 
     def loss_of(step: int) -> Tensor:
         rng = training.batch_rng(args.seed, step)
-        drawn, pixels = training.draw_batch(drawn_from, pictures, rng, args.batch)
+        drawn, pixels = scenes.draw_batch(drawn_from, pictures, rng, args.batch)
         quarter = args.batch // 4
         restored, blurred, clean = pixels.split([quarter, quarter, args.batch - 2 * quarter])
         restored = spoil(restored, rng) if restore is None else restore(restored)
@@ -90,14 +84,14 @@ def main() -> None:
         return torch.stack(losses).sum()
 
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=0.01)
-    training.run("judge", judge, [optimizer], loss_of, steps=args.steps, decay=0.99)
-    folder = training.BUILD / "judge"
+    training.run(scenes.BUILD / "judge.pt", judge, [optimizer], loss_of, steps=args.steps, decay=0.99)
+    folder = scenes.BUILD / "judge"
     judge.save(folder)
 
     judge = Judge.load(folder).to(memory_format=torch.channels_last)  # what ships: rounded to 16 bit
 
     def render(drawn: list[scenes.Scene]) -> Tensor:
-        return to_images(training.to_pixels([scenes.draw(scene, pictures) for scene in drawn]))
+        return training.to_images(training.to_pixels([scenes.draw(scene, pictures) for scene in drawn]))
 
     seen = drawn_from[: len(held_out)]
     renders = render(held_out)
@@ -106,7 +100,7 @@ def main() -> None:
     sets = {"training renders": (seen, render(seen)), "held-out renders": (held_out, renders)}
     if restore is not None:
         pixels = renders.permute(0, 3, 1, 2).float() / 127.5 - 1
-        restored = torch.cat([to_images(restore(batch)) for batch in pixels.split(64)])
+        restored = torch.cat([training.to_images(restore(batch)) for batch in pixels.split(64)])
         sets["held-out reconstructions"] = (held_out, restored)
     report = {}
     for name, (drawn, images) in sets.items():

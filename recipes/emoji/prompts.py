@@ -1,9 +1,9 @@
-"""Random prompts for the emoji model, one a line: ``python prompts.py 1000 > prompts.txt``."""
+"""Random prompts for the emoji model, one a line: ``python -m emoji.prompts 1000 > prompts.txt``."""
 
 import sys
 
-import scenes
 import training
+from emoji import scenes
 
 
 def prompts(count: int, seed: int = 7) -> list[str]:

@@ -5,12 +5,16 @@ Everything random comes from the generator handed in, so a seed gives the same s
 
 import itertools
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
-from artwork import OBJECTS, PACKAGES, Artwork
+import training
+from emoji.artwork import OBJECTS, PACKAGES, Artwork
 
+BUILD = Path(__file__).parent / "build"
 SIDE = 64
 SIZES = {"small": 32, "large": 48}
 COLOURS = {
@@ -104,3 +108,11 @@ def say(scene: Scene, rng: np.random.Generator, mention: float = 0.75) -> tuple[
     if "style" in mentioned:
         text += f", {scene.style} style"
     return text, mentioned
+
+
+def draw_batch(
+    drawn_from: list[Scene], artwork: Artwork, rng: np.random.Generator, size: int
+) -> tuple[list[Scene], Tensor]:
+    """``size`` scenes of a list and their pixels, float32 (size, 3, 64, 64) in [-1, 1]."""
+    batch = [drawn_from[i] for i in rng.integers(len(drawn_from), size=size)]
+    return batch, training.to_pixels([draw(scene, artwork) for scene in batch])

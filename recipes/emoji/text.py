@@ -6,8 +6,8 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-import scenes
-from artwork import OBJECTS
+from emoji import scenes
+from emoji.artwork import OBJECTS
 
 FILLERS = ["a", "an", "the", "at", "in", "on", "background", "style"]
 

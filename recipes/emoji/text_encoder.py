@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
 
-import scenes
-import text
 import training
+from emoji import scenes, text
 
 WIDTH = 128
 LENGTH = 24  # tokens of a prompt at most
@@ -80,8 +79,8 @@ def main() -> None:
         return torch.stack(losses).sum()
 
     optimizer = torch.optim.Adam(reader.parameters(), lr=2e-3, betas=(0.9, 0.98))
-    training.run("text_encoder", reader, [optimizer], loss_of, steps=args.steps, decay=0.99)
-    torch.save(reader.text_encoder.state_dict(), training.BUILD / "text_encoder_final.pt")
+    training.run(scenes.BUILD / "text_encoder.pt", reader, [optimizer], loss_of, steps=args.steps, decay=0.99)
+    torch.save(reader.text_encoder.state_dict(), scenes.BUILD / "text_encoder_final.pt")
 
 
 if __name__ == "__main__":
