@@ -1,5 +1,7 @@
 """ZipAR with drafted rows against a decoder without cache, and where it must be ZipAR or raster decoding itself."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from zipar import Raster, Sampling, TokenGrid, ZipAR, ZipARError
 from zipar.decoding.attention import additive
 from zipar.decoding.engine import decode
 from zipar.decoding.sampling import Draw, gumbel, sample
+from zipar.decoding.zipar import NARROWEST, SURE
 
 SEEDS = [3, -1, 2**80 + 5]
 TEXTS = ["a red fox in the snow", "fox", "two small birds"]
@@ -27,16 +30,20 @@ def prepared(tiny_models, **settings):
         return tiny_models.by_text, tiny_models.by_text.prefix(TEXTS, None, True), sampling
 
 
-def brute_force(model, prefixes, grid, sampling, seed, window, lookahead, row_0_first):
+def brute_force(model, prefixes, grid, sampling, seed, strategy, row_0_first):
     """One image, all events (slot, token, pass) computed anew in each pass; returns its tokens and passes."""
-    rows = grid.free().flatten(0, 1).tolist()
+    rows, lookahead = grid.free().flatten(0, 1).tolist(), strategy.lookahead
 
     def logits(embeddings, events):
         prefix, count = len(embeddings), len(embeddings) + len(events)
         sees = torch.zeros(count, count, dtype=torch.bool)
         sees[:, :prefix] = torch.ones(count, prefix).tril()
         for i, (slot, _, now) in enumerate(events):
-            newest = {other: j for j, (other, _, then) in enumerate(events) if other <= slot and then <= now}
+            newest = {
+                other: j
+                for j, (other, _, then) in enumerate(events)
+                if other <= slot and then <= now and (other in shown[now] or serves(other) == serves(slot))
+            }
             sees[prefix + i, [prefix + j for j in newest.values()]] = True
         slots, fed = torch.tensor([event[:2] for event in events], dtype=torch.int64).view(-1, 2).T
         hidden = torch.cat([embeddings, model.decoder.tok_embeddings(fed)])[None]
@@ -47,7 +54,23 @@ def brute_force(model, prefixes, grid, sampling, seed, window, lookahead, row_0_
         conditional, other = (logits(embeddings, events)[queries] for embeddings in prefixes)
         guided = other + sampling.guidance_scale * (conditional - other)
         draw = Draw.of(sampling, [seed])
-        return sample(guided[None], draw, gumbel(draw.seeds, torch.tensor([targets]), guided.shape[-1]))[0].tolist()
+        drawn = sample(guided[None], draw, gumbel(draw.seeds, torch.tensor([targets]), guided.shape[-1]))[0].tolist()
+        chances = (guided / sampling.temperature).softmax(-1)
+        return drawn, [float(row[token]) for row, token in zip(chances, drawn, strict=True)]
+
+    def most(r):
+        """Tokens that row r may hold while the one above is not complete."""
+        above, count = settled[r - 1], 0
+        for column in range(grid.columns):
+            seen = rows[r - 1][column:above]
+            told = strategy.nats is not None and len(seen) >= NARROWEST
+            if len(seen) < strategy.window and not (told and sum(surprise[slot] for slot in seen) >= strategy.nats):
+                break
+            count += 1
+        return count
+
+    def serves(slot):
+        return next((r for r, row in enumerate(rows) if row[-1] > slot), len(rows))
 
     blank = grid.blank().tolist()
     where = {slot: (r, c) for r, row in enumerate(rows) for c, slot in enumerate(row)}
@@ -57,8 +80,12 @@ def brute_force(model, prefixes, grid, sampling, seed, window, lookahead, row_0_
         left = rows[0][max(c - 1, 0)]
         above[slot] = rows[r - 1][c] if within else rows[r - grid.rows][c] if frame else left
     tokens = dict.fromkeys(where, 0)
-    events, touched = [], {0}
-    tokens[0] = draw(events, [-1], [0])[0]
+    events, touched, known = [], {0}, {0} | set(range(grid.slots)) - set(where) | {row[-1] for row in rows}
+    known |= (
+        set(range(grid.slots)) if (lookahead, strategy.nats) == (1, None) else set()
+    )  # plain ZipAR shows all that was fed
+    shown, surprise = {1: known}, {0: 0.0}
+    [tokens[0]], _ = draw(events, [-1], [0])
     settled = [1] + [0] * (len(rows) - 1)
     closing = [r for r in range(len(rows)) if settled[r] == grid.columns]
     passes = 1
@@ -67,8 +94,8 @@ def brute_force(model, prefixes, grid, sampling, seed, window, lookahead, row_0_
         targets = {}
         for r, row in enumerate(rows):
             within = r % grid.rows
-            enough = grid.columns if not within or (within == 1 and row_0_first) else min(window, grid.columns)
-            if r == 0 or settled[r - 1] >= enough:
+            alone = not within or (within == 1 and row_0_first)
+            if r == 0 or full[r - 1] or (not alone and most(r)):
                 for slot in row[settled[r] : settled[r] + lookahead]:
                     targets[slot] = r
         old = dict(tokens)
@@ -88,15 +115,16 @@ def brute_force(model, prefixes, grid, sampling, seed, window, lookahead, row_0_
                 fed[before] = tokens[source]
         fed = dict(sorted(fed.items()))
         events += [(slot, token, passes) for slot, token in fed.items()]
-        drawn = draw(events, [-len(fed) + list(fed).index(slot - 1) for slot in targets], list(targets))
+        drawn, chances = draw(events, [-len(fed) + list(fed).index(slot - 1) for slot in targets], list(targets))
         guesses = {slot: tokens[slot] for slot in targets}
         tokens |= dict(zip(targets, drawn, strict=True))
+        surprise |= {slot: -math.log(chance) for slot, chance in zip(targets, chances, strict=True)}
         counts, closing = list(settled), []
         for r, row in enumerate(rows):
             free_run = full[r - 1] or r % grid.rows == 0
-            most = grid.columns if free_run else settled[r - 1] - min(window, grid.columns) + 1
+            limit = grid.columns if free_run else most(r)
             for slot in row[settled[r] : settled[r] + lookahead]:
-                if slot not in targets or counts[r] >= most:
+                if slot not in targets or counts[r] >= limit:
                     break
                 counts[r] += 1
                 if tokens[slot] != guesses[slot]:
@@ -105,21 +133,29 @@ def brute_force(model, prefixes, grid, sampling, seed, window, lookahead, row_0_
                 closing.append(r)
         settled = counts
         passes += 1
+        kept = {slot for slot in targets if tokens[slot] == guesses[slot]}
+        sure = {slot for slot, chance in zip(targets, chances, strict=True) if chance >= SURE}
+        done = {slot for row, count in zip(rows, settled, strict=True) for slot in row[:count]}
+        shown[passes] = known | kept | sure | done
     return [tokens.get(slot, blank[slot]) for slot in range(grid.slots)], passes
 
 
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
 @pytest.mark.parametrize("first_row", ["alone", "wave"])
-@pytest.mark.parametrize(("window", "lookahead"), [(1, 2), (2, 1), (2, 3), (1, 9), (3, 2)])
-def test_equals_the_brute_force_decoder(tiny_models, grid, first_row, window, lookahead):
+@pytest.mark.parametrize(
+    ("window", "lookahead", "nats"),
+    [(1, 2, None), (2, 1, None), (2, 3, None), (1, 9, None), (3, 2, None), (3, 1, 2.0), (4, 3, 1.0), (9, 4, 3.0)],
+)
+def test_equals_the_brute_force_decoder(tiny_models, grid, first_row, window, lookahead, nats):
     model, prefix, sampling = prepared(tiny_models, temperature=0.4)
-    found = decode(model, prefix, grid, ZipAR(window, lookahead, first_row), sampling, SEEDS)
+    strategy = ZipAR(window, lookahead, first_row, nats)
+    found = decode(model, prefix, grid, strategy, sampling, SEEDS)
     longest = 0
     for image, seed in enumerate(SEEDS):
         pair = [prefix.embeddings[row][prefix.valid[row]] for row in (image, image + len(SEEDS))]
         alone = first_row == "alone" and grid.row_end is None
         with torch.inference_mode():
-            tokens, passes = brute_force(model, pair, grid, sampling, seed, window, lookahead, alone)
+            tokens, passes = brute_force(model, pair, grid, sampling, seed, strategy, alone)
         assert found.tokens[image].tolist() == tokens
         longest = max(longest, passes)
     assert found.forward_passes == longest
@@ -131,11 +167,13 @@ def test_equals_the_brute_force_decoder(tiny_models, grid, first_row, window, lo
     window=st.integers(1, 6),
     first_row=st.sampled_from(["alone", "wave"]),
     lookahead=st.integers(1, 8),
+    nats=st.none() | st.floats(0, 9),
 )
-def test_takes_no_more_passes_than_without_drafts(tiny_models, grid, window, first_row, lookahead):
+def test_takes_no_more_passes_than_without_drafts(tiny_models, grid, window, first_row, lookahead, nats):
     model, prefix, sampling = prepared(tiny_models, temperature=0.5)
-    strategy = ZipAR(window, lookahead, first_row)
+    strategy = ZipAR(window, lookahead, first_row, nats)
     found = decode(model, prefix, grid, strategy, sampling, SEEDS)
+    assert strategy.fewest_passes(grid) <= found.forward_passes
     assert found.forward_passes <= ZipAR(window, first_row=first_row).passes(grid) == strategy.passes(grid)
 
 
@@ -145,7 +183,25 @@ def test_a_window_as_wide_as_the_grid_gives_the_tokens_of_raster(tiny_models, gr
     model, prefix, sampling = prepared(tiny_models)
     raster = decode(model, prefix, grid, Raster(), sampling, SEEDS)
     for window in grid.columns, grid.columns + 3:
-        assert decode(model, prefix, grid, ZipAR(window, lookahead), sampling, SEEDS).tokens.equal(raster.tokens)
+        for nats in None, 1e6:
+            strategy = ZipAR(window, lookahead, nats=nats)
+            assert decode(model, prefix, grid, strategy, sampling, SEEDS).tokens.equal(raster.tokens)
+
+
+def test_a_window_of_no_nats_is_the_narrowest(tiny_models):
+    model, prefix, sampling = prepared(tiny_models)
+    grid = GRIDS["wide"]
+    narrow, by_nats = (
+        decode(model, prefix, grid, strategy, sampling, SEEDS) for strategy in (ZipAR(2, 3), ZipAR(5, 3, nats=0))
+    )
+    assert narrow.tokens.equal(by_nats.tokens)
+    assert narrow.born.equal(by_nats.born)
+
+
+@pytest.mark.parametrize("nats", [-1.0, float("nan"), "few"])
+def test_nats_below_none_are_refused(nats):
+    with pytest.raises(ZipARError, match=f"nats {nats!r}"):
+        ZipAR(4, nats=nats)
 
 
 def test_a_lookahead_below_one_is_refused():

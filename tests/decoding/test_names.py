@@ -15,6 +15,8 @@ from zipar.decoding import names
         ("zipar:wave", ZipAR(first_row="wave")),
         ("zipar:3:16", ZipAR(3, 16)),
         ("zipar:3:16:wave", ZipAR(3, 16, "wave")),
+        ("zipar:8:16:4:wave", ZipAR(8, 16, "wave", 4.0)),
+        ("zipar:8:1:2.5", ZipAR(8, nats=2.5)),
         ("adaptive:3", AdaptiveZipAR(3)),
         ("adaptive:3:wave", AdaptiveZipAR(3, "wave")),
         ("jacobi", CoupledJacobi()),
@@ -37,7 +39,7 @@ def test_defaults():
     [
         ("fast", "'fast' is unknown: use raster, zipar"),
         ("raster:1", "'raster:1' is unknown"),
-        ("zipar:1:2:3", "is unknown"),
+        ("zipar:1:2:3:4", "is unknown"),
         ("zipar:x", "first_row 'x'"),
         ("jacobi:8:wave", "window 'wave' is no number"),
         ("adaptive:0", "window 0"),

@@ -14,6 +14,7 @@ from zipar.decoding.attention import additive
 from zipar.decoding.cache import SlotCache
 from zipar.decoding.decodable import Decodable, Prefix
 from zipar.decoding.graphs import Graphs
+from zipar.decoding.places import Places
 from zipar.decoding.sampling import Draw, Sampling, guide, noise_of, sample, slot_keys
 from zipar.decoding.strategy import Evaluated, Schedule, Step, Strategy
 from zipar.errors import ZipARError
@@ -57,7 +58,8 @@ class Lane:
     """Rows that are decoded together: one grid, strategy and set of filters; the rest is each image's own.
 
     In every pass the strategy's queries are fed, their keys and values written by slot, and each query
-    sees its prefix and the slots at or before its own that have been written: never one that holds nothing.
+    sees its prefix and the slots at or before its own that have been written, never one that holds nothing; of other
+    grid rows, those that the strategy shows.
     Busy rows come first, so that a pass works on a slice of them; with guidance, a row is two of the model's,
     side by side: the conditional one, then the other.
     """
@@ -107,6 +109,8 @@ class Lane:
         entries = prefix + grid.slots
         self._blank = F.pad(grid.blank(), (0, 1)).to(device)  # the last entry takes what has no target
         self._entries = torch.arange(entries, device=device)
+        self._serves = Places.of(grid, device).row[1:]
+        """The grid row of the token that is drawn when a slot is fed."""
         self._shown, self._hidden = additive(torch.tensor([[[True, False]]], device=device), dtype).flatten().unbind()
         self.tokens = self._blank.repeat(rows, 1)
         self.born = torch.zeros_like(self.tokens)
@@ -254,6 +258,9 @@ class Lane:
         entries = slots + self.cache.prefix
         written = self.written[theirs].scatter_(1, entries, True)
         visible = written[:, None, seen] & (self._entries[seen] <= entries[..., None])
+        if (shown := self._first(rows).shown) is not None:
+            shown = shown[:, :extent].repeat_interleave(self.branches, 0)[:, None]
+            visible[..., self.cache.prefix :] &= shown | (self._serves[slots][..., None] == self._serves[:extent])
         mask = torch.where(visible, self._shown, self._hidden)[:, None]
         self.cache.place(theirs, entries, seen)
         return self.model.step(fed, slots, self.lengths[theirs], self.cache, mask)

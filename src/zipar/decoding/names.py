@@ -1,4 +1,4 @@
-"""Strategies by name: ``raster``, ``zipar:WINDOW:LOOKAHEAD:FIRST_ROW``, ``adaptive:WINDOW``, ``jacobi:LOOKAHEAD``..."""
+"""Strategies by name: ``raster``, ``zipar:WINDOW:LOOKAHEAD:NATS:FIRST_ROW``, ``jacobi:LOOKAHEAD``..."""
 
 from dataclasses import fields
 from typing import Any
@@ -19,7 +19,7 @@ STRATEGIES: dict[str, type[Any]] = {
 }
 FORMS = (
     "raster",
-    "zipar[:WINDOW[:LOOKAHEAD]][:FIRST_ROW]",
+    "zipar[:WINDOW[:LOOKAHEAD[:NATS]]][:FIRST_ROW]",
     "adaptive[:WINDOW][:FIRST_ROW]",
     "jacobi[:LOOKAHEAD[:WINDOW]]",
 )
@@ -37,7 +37,7 @@ def parse(text: str) -> Strategy:
     kind, *arguments = text.strip().lower().split(":")
     names = _numbers(kind) if kind in STRATEGIES else []
     given: dict[str, str] = {}
-    if arguments and not arguments[-1].isdecimal() and "first_row" in _fields(kind):
+    if arguments and not arguments[-1][:1].isdecimal() and "first_row" in _fields(kind):
         given["first_row"] = arguments.pop()
     if kind not in STRATEGIES or len(arguments) > len(names):
         raise ZipARError(f"strategy {shown(text)} is unknown: use {', '.join(FORMS)}")
@@ -58,7 +58,11 @@ def strategy_of(given: Strategy | str | None) -> Strategy:
 
 
 def make(
-    kind: str, window: int | str | None = None, lookahead: int | str | None = None, first_row: str | None = None
+    kind: str,
+    window: int | str | None = None,
+    lookahead: int | str | None = None,
+    first_row: str | None = None,
+    nats: float | str | None = None,
 ) -> Strategy:
     """The strategy of that kind, with its own defaults for what is None.
 
@@ -66,16 +70,17 @@ def make(
         ZipARError: something is given that it does not have, or that is not possible.
     """
     given: dict[str, Any] = {}
-    for name, value in (("window", window), ("lookahead", lookahead), ("first_row", first_row)):
+    asked = {"window": window, "lookahead": lookahead, "first_row": first_row, "nats": nats}
+    for name, value in asked.items():
         if value is None:
             continue
         if name not in _fields(kind):
             raise ZipARError(f"{name.replace('_', ' ')} {value} does not belong to strategy {kind}: leave it out")
+        read: Any = {"first_row": str, "nats": float}.get(name, int)
         try:
-            number = int(value) if isinstance(value, str) and name != "first_row" else value
+            given[_fields(kind)[name]] = read(value) if isinstance(value, str) else value
         except ValueError:
             raise ZipARError(f"{name} {shown(value)} is no number: use 1 or more, as in zipar:8") from None
-        given[_fields(kind)[name]] = number
     strategy: Strategy = STRATEGIES[kind](**given)
     return strategy
 
@@ -88,7 +93,7 @@ def name(strategy: Strategy) -> str:
         numbers.pop()
     first_row = getattr(strategy, "first_row", None)
     tail = [first_row] if first_row is not None and first_row != type(strategy).first_row else []  # type: ignore[attr-defined]
-    return ":".join(map(str, [kind, *numbers, *tail]))
+    return ":".join([kind, *(f"{number:g}" for number in numbers), *tail])
 
 
 def title(strategy: Strategy) -> str:
@@ -98,6 +103,8 @@ def title(strategy: Strategy) -> str:
             words = f"ZipAR, window {strategy.window}"
             if strategy.lookahead > 1:  # shorter, to leave room for the speedup
                 words = f"Window {strategy.window}, lookahead {strategy.lookahead}"
+            if strategy.nats is not None:
+                words += f", {strategy.nats:g} nats"
         case AdaptiveZipAR():
             words = f"Adaptive, window {strategy.min_window}"
         case CoupledJacobi():

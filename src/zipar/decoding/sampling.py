@@ -118,6 +118,13 @@ def probabilities(logits: Tensor, draw: Draw) -> Tensor:
     return filter_logits(logits, draw).softmax(-1).where(draw.noise > 0, certain)
 
 
+def log_probabilities_of(tokens: Tensor, logits: Tensor, draw: Draw) -> Tensor:
+    """Logarithm of what ``probabilities`` gives tokens (images, queries) that were drawn from these logits."""
+    filtered = filter_logits(logits, draw)
+    logarithm = filtered.gather(-1, tokens[..., None])[..., 0] - filtered.logsumexp(-1)
+    return logarithm * draw.noise[..., 0]
+
+
 def revise(tokens: Tensor, before: Tensor, now: Tensor, seeds: Tensor, slots: Tensor) -> Tensor:
     """Turn draws from ``before`` into draws from ``now``, keeping as many as can be (Leviathan et al., 2023).
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zipar.decoding.sampling import Draw
+from zipar.decoding.sampling import Draw, Sampling
 from zipar.grid import TokenGrid
 
 
@@ -54,6 +54,8 @@ class Schedule(ABC):
     """The most slots that a pass evaluates for an image."""
     rejections: Tensor
     """int64 (rows,): tokens taken back so far, which adaptive strategies alone do."""
+    shown: Tensor | None = None
+    """Slots that queries for other grid rows than theirs may see, bool (rows, slots + 1); None for all."""
 
     def __init__(self, width: int, rows: int, device: torch.device) -> None:
         self.width = width
@@ -124,11 +126,12 @@ class Strategy(ABC):
     def fewest_passes(self, grid: TokenGrid) -> int:
         """A lower bound of ``passes``: those it takes when every guess comes true."""
         schedule = self.schedule(grid, 1, torch.device("cpu"))
-        untouched = torch.zeros(1, grid.slots + 1, dtype=torch.int64)
-        passes, nothing = 1, torch.empty(0)
+        # of a vocabulary of one token
+        tokens, draw, passes = torch.zeros(1, grid.slots + 1, dtype=torch.int64), Draw.of(Sampling(), [0]), 1
         while not schedule.done.all():
-            step = schedule.plan(untouched)
-            schedule.settle(untouched, Evaluated(step, nothing, Draw(nothing, nothing, nothing), nothing))
+            step = schedule.plan(tokens)
+            logits = torch.zeros(*step.targets.shape, 1)
+            schedule.settle(tokens, Evaluated(step, logits, draw, torch.tensor([passes])))
             passes += 1
         return passes
 

@@ -23,7 +23,7 @@ class Wave(Schedule):
     def __init__(
         self, grid: TokenGrid, rows: int, device: torch.device, window: int, reach: int, first_row_alone: bool
     ) -> None:
-        """``reach``: the most tokens of a grid row that a pass evaluates."""
+        """``window``: the least that a row ever follows; ``reach``: the most tokens of one that a pass evaluates."""
         self.grid, self.window = grid, min(window, grid.columns)
         # a started row that is not complete holds ``window`` tokens fewer than the one above it, or more; and one row
         # at most was completed by the pass before, whose end is fed with the known tokens behind it
@@ -38,9 +38,8 @@ class Wave(Schedule):
         """Slots (grid rows, columns)."""
         self.opens_frame = number % grid.rows == 0
         self.frame_start = number - number % grid.rows
-        alone = self.opens_frame | (first_row_alone & (number % grid.rows == 1))
-        self.needed = torch.where(alone, grid.columns, self.window)
-        """Tokens of the row above that a grid row needs to start, (grid rows,)."""
+        self.alone = self.opens_frame | (first_row_alone & (number % grid.rows == 1))
+        """Grid rows that start once the row above is complete, (grid rows,)."""
         self.ends_row = torch.full((grid.slots + 1,), len(number), device=device)
         """The grid row that a slot is the last token of, or known after; else the number of rows."""
         self.ends_row[self.slots[:, -1]] = number
@@ -55,7 +54,7 @@ class Wave(Schedule):
 
     def wanted(self, reach: int) -> Tensor:
         """The next ``reach`` tokens of every grid row that has started, bool (images, grid rows, columns)."""
-        started = (self._above() >= self.needed)[..., None]
+        started = torch.where(self.alone, self._above() == self.grid.columns, self.allowed() > 0)[..., None]
         settled = self.settled[..., None]
         return started & (settled <= self.column) & (self.column < settled + reach)
 
@@ -73,14 +72,18 @@ class Wave(Schedule):
         return Step(queries, self._sources(queries, targets), targets)
 
     def advance(self, counts: Tensor) -> None:
-        """Take over how many tokens rows hold, int64 (images, grid rows), as far as the window rule lets them.
-
-        Token (i, j) may be settled when the tokens (i - 1, k), k < min(j + window, columns), were before the pass.
-        """
-        allowed = (self._above() - self.window + 1).where(~self.complete_above(), self.grid.columns)
+        """Take over how many tokens rows hold, int64 (images, grid rows), as far as the rows above let them."""
+        allowed = self.allowed().where(~self.complete_above(), self.grid.columns)
         counts = counts.minimum(allowed.maximum(self.settled))
         self.closing.copy_((counts == self.grid.columns) & (self.settled < counts))
         self.settled.copy_(counts)
+
+    def allowed(self) -> Tensor:
+        """How many tokens each row may hold while the one above is not complete, int64 (images, grid rows).
+
+        The window rule: token (i, j) may be settled when the tokens (i - 1, k), k < min(j + window, columns), were.
+        """
+        return self._above() - self.window + 1
 
     def complete_above(self) -> Tensor:
         """Whether a row has all the context that raster decoding would give it, bool (images, grid rows)."""
