@@ -145,7 +145,7 @@ def calls(tiny_models, janus_directory, offline):
         "mean": (report.mean, {"values": np.array([1.0, 2.0])}),
         "search": (
             tuning.search,
-            {"measure": lambda _: tuning.Figures(0, 1), "columns": 4, "lookahead": 2, "tolerance": 0.1},
+            {"measure": lambda _: tuning.Figures(0, 0, 1), "columns": 4, "lookahead": 2, "tolerance": 0.1},
         ),
     }
     return Calls(public), Calls(others)
