@@ -16,7 +16,7 @@ STRATEGIES = ("zipar:8", "zipar:4", "zipar:2", "zipar:4:8")
 PICTURES = 12
 """Columns of the sheet of images."""
 BRIEF = (
-    *("strategy", "forward_passes", "seconds", "speedup", "excess", "entropy", "gap", "fid_ratio"),
+    *("strategy", "forward_passes", "seconds", "speedup", "excess", "entropy", "fid_ratio"),
     *("accuracy_difference.all", "clip_difference"),
 )
 """What the terminal shows; the files hold all."""

@@ -35,7 +35,7 @@ class Figures(NamedTuple):
 
 
 def check_images(images: int, reach: float, tolerance: float) -> None:
-    """Refuse a number of images that cannot tell a tolerance.
+    """Refuse a number of images that is too small for a tolerance.
 
     Args:
         images: of each setting.
@@ -48,8 +48,8 @@ def check_images(images: int, reach: float, tolerance: float) -> None:
     if reach > tolerance:
         enough = math.ceil(images * (2 * reach / tolerance) ** 2)
         raise ZipARError(
-            f"{images} images tell even raster's surprise excess only to ±{reach:.2g} nats, and the tolerance is "
-            f"{tolerance:g}: give --images {enough}, or a --tolerance above {reach:.2g}"
+            f"{images} images tell even raster's surprise excess only to within {reach:.2g} nats, and the tolerance is "
+            f"{tolerance:g}: give --images {enough}, or a --tolerance of {2 * reach:.2g}"
         )
 
 
