@@ -109,3 +109,5 @@ def test_as_many_images_as_are_asked_for_are_enough():
     enough = int(str(refused.value).split("--images ")[1].split(",")[0])
     assert reach(enough) == pytest.approx(0.01, rel=0.2)  # half of the tolerance
     check_images(enough, reach(enough), 0.02)
+    with pytest.raises(ZipARError, match=r"give a --tolerance of 0\.09$"):  # no number of images would do
+        check_images(64, 0.045, 1e-300)

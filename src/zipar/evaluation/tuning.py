@@ -12,6 +12,9 @@ from zipar.errors import ZipARError
 TOLERANCE = 0.02
 """Nats a token; docs/quality.md tells what such a loss does to images."""
 
+MOST_IMAGES = 1_000_000
+"""What ``zipar tune`` takes of each setting."""
+
 
 class Figures(NamedTuple):
     """What a setting came to.
@@ -30,7 +33,7 @@ class Figures(NamedTuple):
     """An image, at the batch that is tuned for."""
 
     def within(self, tolerance: float) -> bool:
-        """Whether the excess is certain to be within ``tolerance``, on either side of 0."""
+        """Whether all of the excess's interval is within ``tolerance`` of 0, on either side."""
         return abs(self.excess) + self.reach <= tolerance
 
 
@@ -43,13 +46,19 @@ def check_images(images: int, reach: float, tolerance: float) -> None:
         tolerance: nats a token.
 
     Raises:
-        ZipARError: the interval alone is wider than the tolerance; the message says how many images halve it.
+        ZipARError: the interval alone is wider than the tolerance, and the message says how many images would bring it
+            down to half of that; or a number is not possible.
     """
+    images = whole("images", images, 2)
+    reach = real("reach", reach, lambda x: x >= 0, "a number of nats, 0 or more")
+    tolerance = real("tolerance", tolerance, lambda x: x > 0, "a number of nats above 0")
     if reach > tolerance:
-        enough = math.ceil(images * (2 * reach / tolerance) ** 2)
+        ratio = 2 * reach / tolerance
+        enough = images * ratio * ratio
+        more = f"--images {math.ceil(enough)}, or " if enough <= MOST_IMAGES else ""
         raise ZipARError(
             f"{images} images tell even raster's surprise excess only to within {reach:.2g} nats, and the tolerance is "
-            f"{tolerance:g}: give --images {enough}, or a --tolerance of {2 * reach:.2g}"
+            f"{tolerance:g}: give {more}a --tolerance of {2 * reach:.2g}"
         )
 
 
