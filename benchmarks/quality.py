@@ -42,7 +42,7 @@ STRATEGIES = [
 ]
 SHOWN = ["raster", "zipar:1", "zipar:2", "zipar:4", "zipar:2:8", "zipar:4:8", "adaptive:2", "jacobi:16"]
 """Rows of the sheet of images."""
-COST = ["strategy", "forward_passes", "fewer", "slots_evaluated", "seconds", "speedup", "gap", "fid_ratio"]
+COST = ["strategy", "forward_passes", "fewer", "slots_evaluated", "seconds", "speedup", "gap", "excess", "fid_ratio"]
 ATTRIBUTES = ("object", "style", "background", "size", "position", "all")
 ACCURACY = ["strategy", *(f"accuracy.{name}" for name in ATTRIBUTES), "accuracy_difference.all"]
 Row = Mapping[str, Any]

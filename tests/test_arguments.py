@@ -143,9 +143,10 @@ def calls(tiny_models, janus_directory, offline):
         "likelihood": (likelihood, {"model": model, **drawn, "tokens": tokens, "chunk": 4}),
         "checked": (images.checked, {"images": np.zeros((2, 4, 4, 3), np.uint8)}),
         "mean": (report.mean, {"values": np.array([1.0, 2.0])}),
+        "check_images": (tuning.check_images, {"images": 4, "reach": 0.01, "tolerance": 0.02}),
         "search": (
             tuning.search,
-            {"measure": lambda _: tuning.Figures(0, 1), "columns": 4, "lookahead": 2, "tolerance": 0.1},
+            {"measure": lambda _: tuning.Figures(0, 0, 1), "columns": 4, "lookahead": 2, "tolerance": 0.1},
         ),
     }
     return Calls(public), Calls(others)

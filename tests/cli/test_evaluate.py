@@ -43,6 +43,10 @@ def test_files_and_table(evaluate, tmp_path, plain):
     raster, zipar, jacobi = record["strategies"]
     assert [raster["forward_passes"], zipar["forward_passes"]] == [64, 28]
     assert jacobi["gap"]["value"] == pytest.approx(0, abs=1e-6)  # the very images of raster order
+    assert jacobi["excess"]["value"] == pytest.approx(raster["excess"]["value"], abs=1e-6)
+    excess = zipar["excess"]
+    assert f"{excess['value']:+.3f} ±{(excess['high'] - excess['low']) / 2:.3f}" in plain(out)
+    assert f"{zipar['entropy']['value']:.3f}" in plain(out)
     assert zipar["gap"]["low"] < zipar["gap"]["value"] < zipar["gap"]["high"]
     with (tmp_path / "out" / "report.csv").open() as file:
         assert [row["strategy"] for row in csv.DictReader(file)] == ["raster", "zipar:2", "jacobi:4"]

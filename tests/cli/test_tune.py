@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -52,17 +53,26 @@ def test_anything_goes(tune, zipar, directory, plain):
 
 
 def test_nothing_goes(tune, directory):
-    code, _, err = tune("--tolerance", "0", "--lookahead", "1", "--images", "12")
+    code, _, err = tune("--tolerance", "0.15", "--lookahead", "1", "--images", "24")
     assert (code, err) == (0, "")
     record = choice(directory)
-    best = names.parse(record["strategy"])
-    gaps = {row["strategy"]: row["gap"]["value"] for row in record["tried"] if "gap" in row}
-    assert len(gaps) < 10
-    if best == Raster():
-        assert min(gaps.values()) > 0
-    else:
-        assert gaps[record["strategy"]] <= 0
-    assert library.pipeline(directory).strategy == best
+    found = [row["excess_difference"] for row in record["tried"] if row["strategy"] != "raster"]
+    assert 0 < len(found) < 10
+    assert all(excess["low"] < -0.15 or excess["high"] > 0.15 for excess in found)
+    assert record["strategy"] == "raster"
+    assert library.pipeline(directory).strategy == Raster()
+
+
+def test_too_few_images_end_in_one_line_that_says_how_many_would_do(tune, directory, tmp_path):
+    code, out, err = tune("--tolerance", "0.05")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: 4 images tell even raster's surprise excess only to within 0.0")
+    assert err.count("\n") == 1
+    assert not (directory / "zipar.json").exists()
+    assert len(list((tmp_path / "tuning" / "batches").iterdir())) == 1  # nothing but raster's was made
+    (named,) = re.findall(r"give --images (\d+)", err)
+    code, _, err = tune("--tolerance", "0.05", "--lookahead", "1", "--images", named)
+    assert (code, err) == (0, "")
 
 
 def test_tuning_again_goes_on(tune, directory, tmp_path):
@@ -88,7 +98,9 @@ def test_a_damaged_choice_ends_in_one_line(zipar, directory, content, named):
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [["--tolerance", "-1"], ["--lookahead", "0"], ["--images", "1"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["--tolerance", "-1"], ["--tolerance", "0"], ["--lookahead", "0"], ["--images", "1"]], ids=" ".join
+)
 def test_bad_options_end_in_one_line(tune, directory, arguments):
     code, out, err = tune(*arguments)
     assert (code, out) == (2, "")

@@ -80,8 +80,17 @@ def test_rows(study, graders):
     difference = made["nats"] - base["nats"]
     low, high = scipy.stats.norm.interval(0.95, difference.mean(), scipy.stats.sem(difference))
     assert narrow["gap"] == pytest.approx((difference.mean(), low, high))
+    for name, values in (
+        ("excess", made["excess"]),
+        ("entropy", made["entropy"]),
+        ("excess_difference", made["excess"] - base["excess"]),
+    ):
+        low, high = scipy.stats.norm.interval(0.95, values.mean(), scipy.stats.sem(values))
+        assert narrow[name] == pytest.approx((values.mean(), low, high))
+        assert narrow[name].reach == pytest.approx((high - low) / 2)
     # a window as wide as the grid gives raster's own images
-    assert wide["gap"] == wide["clip_difference"] == (0, 0, 0)
+    assert wide["gap"] == wide["excess_difference"] == wide["clip_difference"] == (0, 0, 0)
+    assert wide["excess"] == raster["excess"]
     assert wide["fid_ratio"] == (1, 1, 1)
     assert wide["accuracy"] == raster["accuracy"]
 
@@ -149,7 +158,7 @@ def test_pictures(study, graders, tmp_path):
     row = evaluate(study, [ZipAR(2)], graders).rows
     rows = [row[0], *({**row[1], "strategy": name} for name in names)]
     plots.save_curves(rows, tmp_path / "curves.png")
-    assert Image.open(tmp_path / "curves.png").width > 4 * 500  # a panel each: fidelity, FID, accuracy, CLIP
+    assert Image.open(tmp_path / "curves.png").width > 5 * 500  # a panel each: excess, gap, FID, accuracy, CLIP
     pictures = [np.zeros((3, 6, 6, 3), np.uint8)] * 2
     plots.save_sheet(["raster", "zipar:2"], pictures, PROMPTS, tmp_path / "sheet.png")
     assert Image.open(tmp_path / "sheet.png").height > 300

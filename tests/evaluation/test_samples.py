@@ -1,12 +1,14 @@
 """Batches on disk: the pipeline's images, made once."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 import zipar
 from zipar import AdaptiveZipAR, CoupledJacobi, Raster, Sampling, ZipAR
-from zipar.evaluation.samples import Study, stamp
+from zipar.evaluation.samples import Study, digest, stamp
 
 PROMPTS = ["a red fox", "two small birds", "fox", "a fox in the snow", "birds"]
 STRATEGIES = [Raster(), ZipAR(2), ZipAR(2, lookahead=3), AdaptiveZipAR(1), CoupledJacobi(4)]
@@ -82,6 +84,25 @@ def test_damaged_batches_are_named(study):
         path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(zipar.ZipARError, match=r"\.npz is damaged .*: remove it, and it is made again"):
         list(study.batches(ZipAR(2)))
+
+
+def test_batches_that_lack_figures_are_made_again(study):
+    """Files of an earlier version: named by what images depend on alone."""
+    older = digest(
+        model="stamp",
+        device="cpu",
+        dtype="torch.float32",
+        sampling=dataclasses.asdict(study.sampling),
+        grid=dataclasses.asdict(study.grid),
+        strategy="zipar:2",
+        prompts=PROMPTS[:2],
+        seed=3,
+    )
+    study.folder.mkdir()
+    np.savez(study.folder / f"{older}.npz", images=np.zeros((2, 6, 6, 3), np.uint8), nats=np.zeros(2))
+    first, *_ = study.batches(ZipAR(2))
+    assert np.isfinite(first.excess).all()
+    assert (first.entropy > 0).all()
 
 
 def test_two_runs_in_one_folder_do_not_meet(study):

@@ -2,11 +2,14 @@
 
 import math
 
+import numpy as np
+import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zipar import ZipAR
-from zipar.evaluation.tuning import Figures, search
+from zipar import ZipAR, ZipARError
+from zipar.evaluation.tuning import Figures, check_images, search
 
 COLUMNS = 16
 LOOKAHEADS = (16, 8, 4, 2, 1)
@@ -26,7 +29,7 @@ class Model:
         waves = setting.first_row == "wave"
         gap = sum(self.narrow[setting.window :]) + sum(self.fewer[:rank]) + self.wave * waves
         seconds = 140 + self.wider * setting.window + self.drafts * rank - 5 * waves
-        return Figures(0.0 if setting.window == COLUMNS else gap, seconds)
+        return Figures(0.0 if setting.window == COLUMNS else gap, 0.0, seconds)
 
 
 steps = st.floats(0, 0.02)
@@ -49,7 +52,7 @@ def test_no_setting_is_faster(narrow, fewer, wave, wider, drafts):
         for lookahead in LOOKAHEADS
         for setting in (ZipAR(window, lookahead), ZipAR(window, lookahead, "wave"))
     }
-    fit = [setting for setting, figures in every.items() if figures.gap <= 0.02]
+    fit = [setting for setting, figures in every.items() if figures.excess <= 0.02]
     if found is None:
         assert not [setting for setting in fit if setting.first_row == "alone"]
         return
@@ -77,3 +80,34 @@ def test_raster_where_nothing_else_will_do():
     model = Model([1.0] * COLUMNS, [0.0] * 4, 0.0, 3, 0)
     assert search(model.measure, COLUMNS, 16, 0.02) is None
     assert search(model.measure, 1, 16, 0.02) is None
+
+
+@pytest.mark.parametrize(
+    ("excess", "reach", "fits"),
+    [
+        (0.015, 0.004, True),
+        (-0.015, 0.004, True),
+        (0.015, 0.006, False),  # a point estimate within the tolerance is not enough
+        (-0.015, 0.006, False),
+        (-0.3, 0.001, False),  # tokens far too likely: mode seeking
+        (0.0, math.nan, False),
+    ],
+)
+def test_the_tolerance_has_two_sides_and_holds_for_the_interval(excess, reach, fits):
+    found = search(lambda setting: Figures(excess, reach, setting.window), COLUMNS, 1, 0.02)
+    assert found == (ZipAR(1) if fits else None)
+
+
+def test_as_many_images_as_are_asked_for_are_enough():
+    def reach(images):
+        _, high = scipy.stats.norm.interval(0.95, scale=scipy.stats.sem(rng.normal(0, 0.2, images)))
+        return high
+
+    rng = np.random.default_rng(0)
+    with pytest.raises(ZipARError, match=r"64 images .* within 0.045 nats, .* 0.02: give --images \d+") as refused:
+        check_images(64, reach(64), 0.02)
+    enough = int(str(refused.value).split("--images ")[1].split(",")[0])
+    assert reach(enough) == pytest.approx(0.01, rel=0.2)  # half of the tolerance
+    check_images(enough, reach(enough), 0.02)
+    with pytest.raises(ZipARError, match=r"give a --tolerance of 0\.09$"):  # no number of images would do
+        check_images(64, 0.045, 1e-300)

@@ -16,7 +16,7 @@ STRATEGIES = ("zipar:8", "zipar:4", "zipar:2", "zipar:4:8")
 PICTURES = 12
 """Columns of the sheet of images."""
 BRIEF = (
-    *("strategy", "forward_passes", "seconds", "speedup", "gap", "fid_ratio"),
+    *("strategy", "forward_passes", "seconds", "speedup", "excess", "entropy", "fid_ratio"),
     *("accuracy_difference.all", "clip_difference"),
 )
 """What the terminal shows; the files hold all."""
@@ -83,8 +83,10 @@ def evaluate(
 
     Strategies are zipar:8, zipar:4, zipar:2 and zipar:4:8 unless told otherwise.
 
-    Fidelity is the negative log-likelihood of an image's tokens under full raster context, less that of raster's
-    own images of the same prompts and seeds: what parallel decoding lost, in nats a token, without any reference.
+    Fidelity needs no reference, and has two figures, in nats a token. Surprise excess is how much less likely the
+    tokens are, under full raster context, than raster's draws are on average: 0, within its interval, for raster and
+    all that is lossless; below 0 tokens are too likely, as where images become alike. The fidelity gap is the negative
+    log-likelihood of the tokens less that of raster's own images of the same prompts and seeds.
     """
     outputs.check_directory(output)
 

@@ -16,7 +16,8 @@ def tune(
         typer.Option(
             min=0,
             metavar="NATS",
-            help="How much less likely than raster's the tokens may be, on average, in nats a token.",
+            help="How much less, or more, likely than raster's draws the tokens may be, in nats a token: their "
+            "surprise excess and half the width of its 95 % interval together.",
             show_default="0.02",
         ),
     ] = None,
@@ -51,7 +52,10 @@ def tune(
     ] = Path("tuning"),
     quiet: options.Quiet = False,
 ) -> None:
-    """Choose the window and lookahead that are fastest among those whose images stay as likely as raster's.
+    """Choose the window and lookahead that are fastest among those whose tokens are as likely as raster's draws.
+
+    Neither less likely, as at seams, nor more, as where images become alike; `zipar eval --help` tells of the surprise
+    excess. More --images make its interval narrower: where there are too few for the tolerance, a message says so.
 
     Fastest where --batch-size images are decoded together: drafts pay for a few images, and cost time for many.
 
@@ -70,7 +74,7 @@ def tune(
     from zipar.evaluation import report, tables, tuning
     from zipar.writing import write
 
-    limit = tuning.TOLERANCE if tolerance is None else real("tolerance", tolerance, lambda x: x >= 0, "0 or more")
+    limit = tuning.TOLERANCE if tolerance is None else real("tolerance", tolerance, lambda x: x > 0, "above 0")
     started = session.start(
         options.read_prompts(prompts),
         model=model,
@@ -88,10 +92,12 @@ def tune(
     with counter(None, quiet) as advance, session.enough_memory():
         study.warm_up(ZipAR(1))
         comparison = report.Comparison(study, report.Graders(), 0, lambda each, made: advance(names.name(each), made))
+        tuning.check_images(len(study.prompts), comparison.measure(Raster())["excess"].reach, limit)
 
         def measure(strategy: ZipAR) -> tuning.Figures:
             row = comparison.measure(strategy)
-            return tuning.Figures(row["gap"].value, row["seconds"])
+            excess = row["excess_difference"]
+            return tuning.Figures(excess.value, excess.reach, row["seconds"])
 
         best = tuning.search(measure, study.grid.columns, lookahead, limit) or Raster()
     rows = sorted(comparison.report.rows, key=lambda row: -row["forward_passes"])
@@ -99,6 +105,6 @@ def tune(
     record = {"strategy": choice, "tolerance": limit, **started.record(), "prompts": study.prompts}
     write({started.directory / FILE: outputs.record({**record, "tried": tables.jsonable(rows)})})
     if not quiet:
-        shown = ("strategy", "forward_passes", "slots_evaluated", "seconds", "speedup", "gap")
+        shown = ("strategy", "forward_passes", "slots_evaluated", "seconds", "speedup", "excess", "excess_difference")
         show(*tables.cells(rows, shown, brief=True))
         print(f"{choice} is the default of {model} from now on ({started.directory / FILE})")

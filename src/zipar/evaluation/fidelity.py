@@ -1,8 +1,14 @@
 """Fidelity: how likely finished images are under the model's own raster order.
 
 Parallel decoding samples tokens with less context than raster decoding has. What that cost shows in one
-teacher-forced pass over the finished image: the mean negative log-likelihood of its tokens under their full raster
-context, less the same of raster samples. No reference images and no classifier are needed.
+teacher-forced pass over the finished image. No reference images and no classifier are needed.
+
+- The *fidelity gap* is the mean negative log-likelihood of the tokens under their full raster context, less the same of
+  raster's samples. It has one side: tokens that are likelier than samples are, such as those of too low a temperature,
+  make it smaller.
+- The *surprise excess* is the mean of (-log p(token) - H(p)), where p is what raster decoding draws the token from and
+  H its entropy. Its expectation is 0 for raster's own samples, whatever the model, the prompt or the filters: positive,
+  tokens are too unlikely; negative, too likely (mode seeking).
 """
 
 from typing import NamedTuple
@@ -24,9 +30,13 @@ class Likelihood(NamedTuple):
     """How the tokens of each image look to raster decoding; float64 (images,) each."""
 
     nats: Tensor
-    """Mean negative log-likelihood of a token."""
+    """Mean negative log-likelihood of a token, before top-k and top-p."""
     outside: Tensor
     """Share of tokens that raster decoding could not have drawn there: top-k, top-p or greediness leave them out."""
+    excess: Tensor
+    """Surprise excess of a token: how much less likely it is than raster's draws are, 0 in expectation for those."""
+    entropy: Tensor
+    """Mean entropy of what raster decoding draws a token from, in nats; 0 where greedy."""
 
 
 @torch.inference_mode()
@@ -35,9 +45,13 @@ def likelihood(
 ) -> Likelihood:
     """How likely finished images are under full raster context.
 
-    Guidance and temperature are those the tokens were drawn with (temperature 1 where they were greedy). Filters are
-    told apart: the negative log-likelihood is that before top-k and top-p, for a token that they leave out has none
-    after them, and the share of such tokens is counted.
+    Guidance and temperature are those the tokens were drawn with (temperature 1 where they were greedy). ``nats`` are
+    those before top-k and top-p, for a token that they leave out has no probability after them, and the share of such
+    tokens is counted as ``outside``.
+
+    ``entropy`` and ``excess`` are of the distribution after the filters. A token outside counts with its probability
+    before them, so that the excess stays finite: -log p(token) before, less the entropy after. Where decoding is
+    greedy the likeliest token has no excess, and any other its negative log-likelihood at temperature 1.
 
     Args:
         model, prefix, grid, sampling: as ``decode`` was given them.
@@ -74,19 +88,25 @@ def likelihood(
 
     own_precision = torch.autocast(device.type, enabled=False)
 
-    def weigh(logits: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    def weigh(logits: Tensor, first: int) -> Tensor:
+        """The sums over some slots of what ``Likelihood`` has the means of, (4, images)."""
         if sampling.guided:
             logits = guide(logits, sampling.guidance_scale)
         targets = slice(first, first + logits.shape[1])
         drawn, counted = tokens[:, targets, None], free[targets]
-        scores = (logits / draw.temperature).log_softmax(-1).gather(-1, drawn)[..., 0]
-        impossible = probabilities(logits, draw).gather(-1, drawn)[..., 0] == 0 if filtered else scores.isinf()
-        return scores[:, counted].double().sum(1), impossible[:, counted].double().sum(1)
+        scores = (logits / draw.temperature).log_softmax(-1)
+        before = after = scores.gather(-1, drawn)[..., 0]
+        likely = probabilities(logits, draw) if filtered else scores.exp()
+        if filtered:
+            after = likely.gather(-1, drawn)[..., 0].log()
+        outside, entropy = after.isinf(), torch.special.entr(likely).sum(-1).double()
+        excess = -before.where(outside, after) - entropy
+        return torch.stack([-before.double(), outside.double(), excess, entropy])[..., counted].sum(-1)
 
     cache.place(everything, prompt.expand(rows, -1), slice(length))
     with own_precision:
         logits = model.prefill(prefix, cache, prefix.mask())
-    total, outside = weigh(logits, 0)
+    total = weigh(logits, 0)
     for queries in slots[:-1].split(chunk):
         extent = int(queries[-1]) + 1
         seen = (slots[:extent] <= queries[:, None]).expand(rows, -1, -1)
@@ -95,8 +115,7 @@ def likelihood(
         cache.place(everything, length + slots_fed, slice(length + extent))
         with own_precision:
             logits = model.step(fed[:, queries], slots_fed, lengths, cache, additive(seen, dtype))
-        more, beyond = weigh(logits, int(queries[0]) + 1)
-        total, outside = total + more, outside + beyond
+        total = total + weigh(logits, int(queries[0]) + 1)
     if total.isnan().any():
         raise no_numbers(dtype)
-    return Likelihood(-total / grid.tokens, outside / grid.tokens)
+    return Likelihood(*total / grid.tokens)

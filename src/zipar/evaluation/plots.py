@@ -16,6 +16,7 @@ from zipar.decoding.zipar import ZipAR
 from zipar.evaluation.report import Estimate
 
 _PANELS = {
+    "excess": ("surprise excess (nats a token)", 1),
     "gap": ("fidelity gap (nats a token)", 1),
     "fid_ratio": ("FID / raster's", 1),
     "accuracy_difference.all": ("prompt accuracy against raster (points)", 100),

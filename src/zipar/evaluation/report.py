@@ -18,6 +18,12 @@ from zipar.evaluation.fid import Moments, frechet_distance, interval, resample
 from zipar.evaluation.judge import Judge
 from zipar.evaluation.samples import Study
 
+_FIGURES = (
+    *("nats", "outside", "excess", "entropy"),
+    *("forward_passes", "slots_evaluated", "rejections", "seconds"),
+)
+"""What is taken of a batch: a number an image."""
+
 
 class Estimate(NamedTuple):
     """A figure and its 95 % confidence interval."""
@@ -25,6 +31,11 @@ class Estimate(NamedTuple):
     value: float
     low: float
     high: float
+
+    @property
+    def reach(self) -> float:
+        """Half the width of the interval."""
+        return (self.high - self.low) / 2
 
 
 class Reference(NamedTuple):
@@ -53,9 +64,11 @@ class Report(NamedTuple):
 
     A row has ``strategy``, ``images``, ``forward_passes`` (the mean over images of what each took), ``fewer``,
     ``slots_evaluated``, ``rejections``, ``seconds`` and ``images_per_second``, ``speedup``, ``nats`` (negative
-    log-likelihood of a token under full raster context), ``gap`` (that less raster's, paired by prompt), ``outside``
-    (share of tokens that raster decoding could not have drawn) and, as far as there are graders, ``fid``,
-    ``fid_ratio``, ``accuracy`` and ``accuracy_difference`` by attribute, ``clip`` and ``clip_difference``.
+    log-likelihood of a token under full raster context), ``gap`` (that less raster's, paired by prompt), ``excess``
+    (surprise excess: 0 in expectation for raster and all that is lossless), ``excess_difference`` (that less raster's,
+    paired by prompt), ``entropy`` (of what raster decoding draws a token from), ``outside`` (share of tokens that
+    raster decoding could not have drawn) and, as far as there are graders, ``fid``, ``fid_ratio``, ``accuracy`` and
+    ``accuracy_difference`` by attribute, ``clip`` and ``clip_difference``.
     Differences and ratios, which raster lacks, are to raster; figures with an interval are an ``Estimate``.
     """
 
@@ -130,7 +143,7 @@ class Comparison:
         features: list[Tensor] = []
         done = 0
         for batch in self.study.batches(strategy):
-            for name in ("nats", "outside", "forward_passes", "slots_evaluated", "rejections", "seconds"):
+            for name in _FIGURES:
                 arrays.setdefault(name, []).append(getattr(batch, name))
             arrays.setdefault("images", []).append(batch.images[: max(self.pictures - done, 0)])
             if graders.judge:
@@ -167,10 +180,13 @@ def _row(found: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
         "images_per_second": float(1 / seconds),
         "speedup": float(base["seconds"].mean() / seconds),
         "nats": mean(found["nats"]),
+        "excess": mean(found["excess"]),
+        "entropy": mean(found["entropy"]),
         "outside": float(found["outside"].mean()),
     }
     if not alone:
         row["gap"] = mean(found["nats"] - base["nats"])
+        row["excess_difference"] = mean(found["excess"] - base["excess"])
     if "fid" in found:
         row["fid"] = Estimate(found["fid"], *interval(found["fid"], found["resampled"]))
         if not alone:

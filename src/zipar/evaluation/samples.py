@@ -39,6 +39,10 @@ class Batch:
     """float64: negative log-likelihood of a token under full raster context (``fidelity.likelihood``)."""
     outside: np.ndarray
     """float64: share of tokens that raster decoding could not have drawn."""
+    excess: np.ndarray
+    """float64: surprise excess of a token, 0 in expectation for raster's own."""
+    entropy: np.ndarray
+    """float64: entropy of what raster decoding draws a token from."""
     forward_passes: np.ndarray
     """int64: until the image was done; others of its batch may have taken more."""
     slots_evaluated: np.ndarray
@@ -108,8 +112,7 @@ class Study:
         return Batch(
             images=images,
             tokens=codes.cpu().numpy().astype(np.int32),
-            nats=found.nats.cpu().numpy(),
-            outside=found.outside.cpu().numpy(),
+            **{name: figures.cpu().numpy() for name, figures in found._asdict().items()},
             forward_passes=decoded.born.max(1).values.cpu().numpy() + 1,
             slots_evaluated=np.full(count, decoded.slots_evaluated),
             rejections=np.full(count, decoded.rejections / count),
@@ -117,11 +120,11 @@ class Study:
         )
 
     def _key(self, strategy: Strategy, prompts: list[str], seed: int) -> str:
-        """Names a batch by all that its images depend on."""
-        quantized = {"quantized": self.model.quantized} if self.model.quantized else {}  # older batches have none
+        """Names a batch by all that its images depend on, and by what is kept of them."""
         return digest(
-            **quantized,
+            arrays=[field.name for field in dataclasses.fields(Batch)],
             model=self.stamp,
+            quantized=self.model.quantized,
             device=self.model.device.type,
             dtype=str(self.model.dtype),
             sampling=dataclasses.asdict(self.sampling),

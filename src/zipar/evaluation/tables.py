@@ -17,7 +17,7 @@ class _Figure(NamedTuple):
         if not isinstance(value, Estimate):
             return self.form.format(value)
         center, low, high = (self.form.format(self.scale * bound) for bound in value)
-        reach = self.form.replace("+", "").format(self.scale * (value.high - value.low) / 2)
+        reach = self.form.replace("+", "").format(self.scale * value.reach)
         return f"{center} ±{reach}" if brief else f"{center} [{low}, {high}]"
 
 
@@ -32,6 +32,9 @@ _FIGURES = {
     "speedup": _Figure("faster", "{:.2f}x"),
     "nats": _Figure("nats a token", "{:.3f}"),
     "gap": _Figure("fidelity gap (nats)", "{:+.3f}"),
+    "excess": _Figure("surprise excess (nats)", "{:+.3f}"),
+    "excess_difference": _Figure("excess, against raster (nats)", "{:+.3f}"),
+    "entropy": _Figure("entropy (nats)", "{:.3f}"),
     "outside": _Figure("outside the filters", "{:.1%}"),
     "fid": _Figure("FID", "{:.1f}"),
     "fid_ratio": _Figure("FID / raster's", "{:.2f}"),
