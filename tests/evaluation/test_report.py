@@ -115,6 +115,19 @@ def test_prompts_that_are_numbers_ask_for_their_class(tiny_models, class_names, 
     assert raster["accuracy"]["class"].value == raster["accuracy"]["all"].value == np.mean(right)
 
 
+def test_precision_and_recall_where_features_of_real_pictures_are_at_hand(study):
+    base = features(collected(study, Raster())["images"])
+    near, far = base + 0.01 * torch.randn(base.shape, generator=torch.Generator().manual_seed(0)), base + 1e4
+    for real, expected in ((near, 1), (far, 0)):
+        found = evaluate(study, [ZipAR(6)], Graders(reference=Reference(features, Moments.of(real), 20, real)))
+        assert [(row["precision"], row["recall"]) for row in found.rows] == [(expected, expected)] * 2
+    columns = tables.columns(found.rows)
+    assert {"precision", "recall"} < set(columns)
+    assert "| 0.0% | 0.0% |" in tables.markdown(found.rows, columns)
+    few = Graders(reference=Reference(features, Moments.of(near), 20, near[:3]))
+    assert evaluate(study, [ZipAR(6)], few).rows[0].keys().isdisjoint({"precision", "recall"})
+
+
 def test_without_graders_there_is_fidelity_alone(study):
     row = evaluate(study, [ZipAR(2)], Graders()).rows[1]
     assert row.keys().isdisjoint({"fid", "accuracy", "clip"})
