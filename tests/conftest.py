@@ -39,6 +39,7 @@ from zipar.image_tokenizers.chameleon import ChameleonImageDecoder
 from zipar.image_tokenizers.vq import VQConfig, VQModel
 from zipar.models.llamagen import LlamaGen, LlamaGenConfig, Transformer
 from zipar.models.lumina_mgpt import Anole, LuminaMGPT
+from zipar.prompts import PromptVocabulary
 
 settings.register_profile("zipar", deadline=None, derandomize=True)
 settings.load_profile("zipar")
@@ -129,6 +130,14 @@ def tiny_models():
     for model in vars(models).values():
         model.eval().requires_grad_(False)
     return models
+
+
+@pytest.fixture(scope="session")
+def class_names():
+    """A vocabulary that names ten classes."""
+    names = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
+    values = {name: list(dict.fromkeys([name, name.replace("-", " ")])) for name in names}
+    return PromptVocabulary({"class": values}, ["class"], ["a", "an", "the"], names[0])
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, JanusForConditionalGeneration
 import zipar
 from zipar.decoding.engine import decode
 from zipar.decoding.names import parse, strategy_of
-from zipar.evaluation import accuracy, fid, images, report, tuning
+from zipar.evaluation import accuracy, fid, images, manifold, report, tuning
 from zipar.evaluation.fidelity import likelihood
 
 EXAMPLES = settings(max_examples=300, suppress_health_check=list(HealthCheck))
@@ -140,6 +140,10 @@ def calls(tiny_models, janus_directory, offline):
         "frechet_distance": (fid.frechet_distance, {"a": moments, "b": moments}),
         "resample": (fid.resample, {"features": torch.randn(5, 2), "reference": moments, "replicates": 2, "seed": 0}),
         "interval": (fid.interval, {"estimate": 1.0, "resampled": torch.randn(5).double(), "confidence": 0.9}),
+        "precision_recall": (
+            manifold.precision_recall,
+            {"real": torch.randn(5, 2), "made": torch.randn(6, 2), "k": 3},
+        ),
         "likelihood": (likelihood, {"model": model, **drawn, "tokens": tokens, "chunk": 4}),
         "checked": (images.checked, {"images": np.zeros((2, 4, 4, 3), np.uint8)}),
         "mean": (report.mean, {"values": np.array([1.0, 2.0])}),

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -56,3 +57,29 @@ def test_samples_are_prompts_the_model_knows(vocabulary):
         assert vocabulary.parse(prompt).keys() == vocabulary.parse(vocabulary.example).keys()
     for attribute in vocabulary.parse(vocabulary.example):
         assert len({vocabulary.parse(prompt)[attribute] for prompt in drawn}) > 1
+
+
+def test_samples_of_examples_with_capitals_and_punctuation():
+    values = {"T-shirt": ["T-shirt", "T shirt"], "ankle boot": ["ankle boot"], "{0} 100%\\1": ["{0} 100%\\1"]}
+    for example in ("T-shirt", "A nice {t-shirt}, {}!", "One t  SHIRT on a T-shirtless"):
+        vocabulary = PromptVocabulary({"class": values, "other": {"x": ["x"]}}, ["class"], ["a"], example)
+        drawn = {vocabulary.sample(seed) for seed in range(50)}
+        spelt = {"T-shirt": "T-shirt", "A nice {t-shirt}, {}!": "t-shirt"}.get(example, "t  SHIRT")
+        assert drawn == {example.replace(spelt, phrases[0]) for phrases in values.values()}
+    assert PromptVocabulary({"class": values}, [], [], "{what} you like").sample(0) == "{what} you like"
+
+
+def test_values_may_have_numbers():
+    values = {"T-shirt": ["T-shirt"], "ankle boot": ["ankle boot"]}
+    named = PromptVocabulary({"class": values}, ["class"], ["an"], "T-shirt")
+    numbered = replace(named, numbered="class")
+    assert numbered.parse(" 1 ") == numbered.parse("An Ankle Boot") == {"class": "ankle boot"}
+    assert numbered.unknown("1") == []
+    numbered.check("0")
+    for refused in ("2", "-1", "9" * 5000):
+        with pytest.raises(ZipARError, match="or is a number, 0 to 1"):
+            numbered.check(refused)
+    assert named.parse("1") == {}
+    assert named.unknown("1") == ["1"]
+    with pytest.raises(ZipARError, match="reads like 'T-shirt'; "):
+        named.check("1")

@@ -67,6 +67,36 @@ def test_the_embedded_model_with_its_judge(zipar, tmp_path, plain):
     assert f"±{(ratio['high'] - ratio['low']) / 2:.2f}" in plain(out)
 
 
+def test_a_folder_of_pictures_on_features_of_the_judge(zipar, tmp_path):
+    (tmp_path / "real").mkdir()
+    made = zipar("generate", "a red fox, 3d style", "--num-images", "5", "--quiet", "--output", "real/fox.png")
+    assert made[0] == 0
+    arguments = ["-s", "zipar:16", "--images", "4", "--output", "out", "--reference", "real", "--features", "judge"]
+    code, _, err = zipar("eval", *arguments)
+    assert (code, err) == (0, "")
+    raster, wide = figures(tmp_path / "out" / "report.json")["strategies"]
+    for row in raster, wide:
+        assert row["fid"]["value"] > 0
+        assert 0 <= row["precision"] <= 1
+        assert 0 <= row["recall"] <= 1
+    assert "precision" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_networks_that_are_not_at_hand(evaluate, tmp_path, monkeypatch):
+    for name in ("torch_fidelity", "efficientnet_lite_pytorch"):
+        monkeypatch.setitem(sys.modules, name, None)
+    (tmp_path / "real").mkdir()
+    for features, named in (
+        ([], "zipar-torch[fid]"),
+        (["--features", "inception"], "zipar-torch[fid]"),
+        (["--features", "efficientnet"], "zipar-torch[efficientnet]"),
+        (["--features", "judge"], "use inception or efficientnet"),
+    ):
+        code, out, err = evaluate("--reference", "real", *features)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert named in err
+
+
 def test_killed_and_run_again_gives_the_same_report(evaluate, prompts, text_model, tmp_path):
     """Killed outright after some batches; the report is that of a run that was let alone."""
     arguments = ["-s", "zipar:2", "-s", "adaptive:1", "--images", "60", "--batch-size", "2"]
@@ -96,6 +126,8 @@ def test_killed_and_run_again_gives_the_same_report(evaluate, prompts, text_mode
         (["--batch-size", "0"], "--batch-size"),
         (["--output", "prompts.txt"], "prompts.txt is no directory"),
         (["--reference", "nowhere"], "nowhere"),
+        (["--features", "judge"], "--reference"),
+        (["--features", "vgg"], "--features"),
         (["--temperature", "-1"], "temperature -1.0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -4,7 +4,7 @@ import torch
 from scipy.linalg import sqrtm
 
 from zipar import ZipARError
-from zipar.evaluation.fid import Moments, frechet_distance, interval, resample
+from zipar.evaluation.fid import Moments, frechet_distance, interval, kept_features, resample
 
 
 def correlated(n: int, seed: int, dim: int = 6) -> torch.Tensor:
@@ -52,11 +52,28 @@ def test_moments_survive_a_file(tmp_path):
     assert frechet_distance(moments, loaded) == pytest.approx(0, abs=1e-8)
 
 
+def test_features_are_kept_beside_moments(tmp_path):
+    features, path = correlated(2100, 5), tmp_path / "reference.safetensors"
+    moments = Moments.of(features)
+    moments.save(path)
+    assert kept_features(path) is None
+    moments.save(path, features)
+    kept = kept_features(path)
+    assert kept.dtype == torch.float32
+    assert torch.equal(kept, features[:2000].half().float())
+    assert frechet_distance(moments, Moments.load(path)) == pytest.approx(0, abs=1e-8)
+    Moments.of(features).save(path, features[:, :2])
+    with pytest.raises(ZipARError, match=r"reference.safetensors: .* \(2000, 2\), but should be \(n, 6\)"):
+        kept_features(path)
+
+
 def test_damaged_moments_are_refused(tmp_path):
     (tmp_path / "reference.safetensors").write_bytes(b"nonsense")
     for name in ("reference", "absent"):
         with pytest.raises(ZipARError, match=name):
             Moments.load(tmp_path / f"{name}.safetensors")
+        with pytest.raises(ZipARError, match=name):
+            kept_features(tmp_path / f"{name}.safetensors")
 
 
 def test_resamples_of_equal_sets_are_equal():

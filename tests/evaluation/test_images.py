@@ -1,10 +1,12 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from zipar import ZipARError
-from zipar.evaluation.images import checked, pictures, read
+from zipar.evaluation.images import checked, folder_features, pictures, read
 
 
 def test_arrays_and_tensors_pass():
@@ -59,3 +61,54 @@ def test_a_damaged_picture_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ZipARError, match=r"damaged\.png"):
         read(path)
+
+
+def colours(images: np.ndarray) -> torch.Tensor:
+    """Features that any size has: the mean and the spread of the colours."""
+    pixels = torch.from_numpy(images).double().flatten(1, 2)
+    return torch.cat([pixels.mean(1), pixels.std(1)], 1)
+
+
+def noise(height: int, width: int, seed: int) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    return (generator.random((height, width, 3)) * generator.integers(50, 256, 3)).astype(np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """More pictures than go at a time, of three sizes, one below the other."""
+    sizes = [(5, 7), (7, 5), (8, 8)]
+    made = [noise(*sizes[seed % 3], seed) for seed in range(70)]
+    for number, image in enumerate(made):
+        (tmp_path / "pictures" / str(number % 4)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "pictures" / str(number % 4) / f"{number}.png")
+    return SimpleNamespace(path=tmp_path / "pictures", images=made)
+
+
+def test_features_of_a_folder_are_those_of_its_pictures(folder):
+    found = folder_features(folder.path, colours)
+    pixels = [image.reshape(-1, 3).astype(float) for image in folder.images]
+    expected = np.array([[*each.mean(0), *each.std(0, ddof=1)] for each in pixels])
+    np.testing.assert_allclose(found[found[:, 0].argsort()], expected[expected[:, 0].argsort()])
+
+
+def test_pictures_go_together_where_they_can(folder):
+    calls = []
+    folder_features(folder.path, lambda images: calls.append(images.shape) or colours(images))
+    assert sum(shape[0] for shape in calls) == 70
+    assert len(calls) <= 9
+    assert max(shape[0] for shape in calls) <= 32
+
+
+@pytest.mark.parametrize("names", [[], ["only.png"]])
+def test_a_folder_of_less_than_two_pictures_is_named(names, tmp_path):
+    for name in names:
+        Image.fromarray(noise(4, 4, 0)).save(tmp_path / name)
+    with pytest.raises(ZipARError, match=rf"{tmp_path.name} .* at least 2 .* {'only.png' if names else 'none'}"):
+        folder_features(tmp_path, colours)
+
+
+def test_a_picture_that_is_none_is_named(folder):
+    (folder.path / "broken.jpg").write_text("no picture")
+    with pytest.raises(ZipARError, match=r"broken\.jpg"):
+        folder_features(folder.path, colours)

@@ -1,68 +1,18 @@
 import sys
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from zipar import ZipARError
-from zipar.evaluation.fid import frechet_distance
-from zipar.evaluation.inception import Inception, folder_moments
-
-
-def colours(images: np.ndarray) -> torch.Tensor:
-    """Features that any size has: the mean and the spread of the colours."""
-    pixels = torch.from_numpy(images).double().flatten(1, 2)
-    return torch.cat([pixels.mean(1), pixels.std(1)], 1)
+from zipar.evaluation.inception import Inception
 
 
 def noise(height: int, width: int, seed: int) -> np.ndarray:
     generator = np.random.default_rng(seed)
     return (generator.random((height, width, 3)) * generator.integers(50, 256, 3)).astype(np.uint8)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """More pictures than go at a time, of three sizes, one below the other."""
-    sizes = [(5, 7), (7, 5), (8, 8)]
-    made = [noise(*sizes[seed % 3], seed) for seed in range(70)]
-    for number, image in enumerate(made):
-        (tmp_path / "pictures" / str(number % 4)).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(tmp_path / "pictures" / str(number % 4) / f"{number}.png")
-    return SimpleNamespace(path=tmp_path / "pictures", images=made)
-
-
-def test_moments_of_a_folder_are_those_of_its_pictures(folder):
-    moments = folder_moments(folder.path, colours)
-    pixels = [image.reshape(-1, 3).astype(float) for image in folder.images]
-    expected = np.array([[*each.mean(0), *each.std(0, ddof=1)] for each in pixels])
-    np.testing.assert_allclose(moments.mean, expected.mean(0))
-    np.testing.assert_allclose(moments.covariance, np.cov(expected, rowvar=False), atol=1e-9)
-    assert frechet_distance(moments, folder_moments(folder.path, colours)) == pytest.approx(0, abs=1e-6)
-
-
-def test_pictures_go_together_where_they_can(folder):
-    calls = []
-    folder_moments(folder.path, lambda images: calls.append(images.shape) or colours(images))
-    assert sum(shape[0] for shape in calls) == 70
-    assert len(calls) <= 9
-    assert max(shape[0] for shape in calls) <= 32
-
-
-@pytest.mark.parametrize("names", [[], ["only.png"]])
-def test_a_folder_of_less_than_two_pictures_is_named(names, tmp_path):
-    for name in names:
-        Image.fromarray(noise(4, 4, 0)).save(tmp_path / name)
-    with pytest.raises(ZipARError, match=rf"{tmp_path.name} .* at least 2 .* {'only.png' if names else 'none'}"):
-        folder_moments(tmp_path, colours)
-
-
-def test_a_picture_that_is_none_is_named(folder):
-    (folder.path / "broken.jpg").write_text("no picture")
-    with pytest.raises(ZipARError, match=r"broken\.jpg"):
-        folder_moments(folder.path, colours)
 
 
 def test_the_extra_is_named_where_it_is_missing(monkeypatch):

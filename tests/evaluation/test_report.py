@@ -16,6 +16,7 @@ from zipar.evaluation.fid import Moments, frechet_distance
 from zipar.evaluation.judge import Judge, JudgeConfig
 from zipar.evaluation.report import Estimate, Graders, Reference, evaluate, mean, share
 from zipar.evaluation.samples import Study
+from zipar.models.llamagen import LlamaGen
 from zipar.prompts import PromptVocabulary
 
 PROMPTS = ["a fox", "an apple on a blue background", "a fox on a green background", "an apple", "fox"]
@@ -106,6 +107,34 @@ def test_rows(study, graders):
     for name, estimate in narrow["accuracy_difference"].items():
         assert estimate.value == pytest.approx(narrow["accuracy"][name].value - raster["accuracy"][name].value)
     assert narrow["clip"].value == pytest.approx(np.mean([len(p) for p in study.prompts]) + made["images"].mean())
+
+
+def test_prompts_that_are_numbers_ask_for_their_class(tiny_models, class_names, tmp_path):
+    known = tiny_models.by_class
+    model = LlamaGen(known.decoder, known.image_tokenizer, vocabulary=class_names).eval()
+    prompts = ["9", "an ankle boot", "t-shirt", "0", " 3 "]
+    torch.manual_seed(0)
+    names = list(class_names.attributes["class"])
+    judge = Judge(JudgeConfig({"class": names}, 6, (8,), 4, 2)).eval().requires_grad_(False)
+    grid = model.grid(*model.image_size)
+    study = Study(model, "stamp", prompts * 8, Sampling(), grid, seed=0, batch_size=20, folder=tmp_path)
+    raster = evaluate(study, [ZipAR(2)], Graders(judge)).rows[0]
+    seen = judge.classify(collected(study, Raster())["images"])["class"]
+    right = [name == names[number] for name, number in zip(seen, [9, 9, 0, 0, 3] * 8, strict=True)]
+    assert raster["accuracy"]["class"].value == raster["accuracy"]["all"].value == np.mean(right)
+
+
+def test_precision_and_recall_where_features_of_real_pictures_are_at_hand(study):
+    base = features(collected(study, Raster())["images"])
+    near, far = base + 0.01 * torch.randn(base.shape, generator=torch.Generator().manual_seed(0)), base + 1e4
+    for real, expected in ((near, 1), (far, 0)):
+        found = evaluate(study, [ZipAR(6)], Graders(reference=Reference(features, Moments.of(real), 20, real)))
+        assert [(row["precision"], row["recall"]) for row in found.rows] == [(expected, expected)] * 2
+    columns = tables.columns(found.rows)
+    assert {"precision", "recall"} < set(columns)
+    assert "| 0.0% | 0.0% |" in tables.markdown(found.rows, columns)
+    few = Graders(reference=Reference(features, Moments.of(near), 20, near[:3]))
+    assert evaluate(study, [ZipAR(6)], few).rows[0].keys().isdisjoint({"precision", "recall"})
 
 
 def test_without_graders_there_is_fidelity_alone(study):

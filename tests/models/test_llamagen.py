@@ -1,3 +1,5 @@
+import dataclasses
+import json
 import re
 import warnings
 
@@ -5,6 +7,8 @@ import pytest
 import torch
 
 import zipar
+from zipar.conversion.llamagen import write
+from zipar.models.auto import outline
 from zipar.models.llamagen import LlamaGen, LlamaGenConfig, RMSNorm, Transformer, rotary_2d, rotate_
 
 PROMPTS = ["a red fox in the snow", "apple"]
@@ -152,3 +156,57 @@ def test_example_prompts_suit_the_model(tiny_models):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the tiny model reads 8 words of a prompt
             assert len(model.prefix(prompts[:4], None, False).valid) == 4
+
+
+@pytest.fixture
+def named(tiny_models, class_names, tmp_path):
+    """The directory of a model whose ten classes have names."""
+    model = tiny_models.by_class
+    write(LlamaGen(model.decoder, model.image_tokenizer, vocabulary=class_names), tmp_path / "named")
+    return tmp_path / "named"
+
+
+def test_classes_may_have_names(tiny_models, class_names, named, recwarn):
+    assert json.loads((named / "prompts.json").read_text()).keys() == {"attributes", "required", "fillers", "example"}
+    pipe, plain = zipar.pipeline(named, device="cpu"), zipar.pipeline(tiny_models.by_class)
+    for number, prompt in ((0, "T-shirt"), (0, "a t shirt"), (6, "Shirt"), (9, "the ANKLE boot"), (4, "4"), (4, 4)):
+        assert (pipe(prompt).tokens == plain(number).tokens).all(), prompt
+    steered = pipe([3, "bag"], negative_prompt="coat", guidance_scale=2)
+    assert (steered.tokens == plain([3, 8], negative_prompt=4, guidance_scale=2).tokens).all()
+    assert not [warning for warning in recwarn if "does not know" in str(warning.message)]
+    with pytest.warns(UserWarning, match="passed over: shiny"):
+        pipe("a shiny bag")
+    assert set(pipe.model.examples(100)) == set(class_names.attributes["class"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompt": "an ankle bot"}, "did you mean ankle boot"),
+        ({"prompt": "10"}, "is a number, 0 to 9; `zipar prompts` lists the 10 known"),
+        ({"prompt": 10}, "from 0 to 9"),
+        ({"prompt": "goldfish"}, "no class that the model knows"),
+        ({"prompt": "bag", "negative_prompt": "sock", "guidance_scale": 2}, "no class .* 'sock'"),
+    ],
+)
+def test_what_names_no_class(named, arguments, message):
+    with pytest.raises(zipar.ZipARError, match=message):
+        zipar.pipeline(named, device="cpu")(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attributes": {"class": {"bag": ["bag"]}}}, "10 classes .* names 1:"),
+        ({"attributes": {"kind": {"bag": ["bag"]}}, "required": ["kind"]}, "10 classes .* names 0:"),
+        ({"required": []}, "required attribute 'class', but does not require one"),
+    ],
+)
+def test_names_of_other_classes_than_the_decoder_s(tiny_models, class_names, named, change, message):
+    (named / "prompts.json").write_text(json.dumps({**dataclasses.asdict(class_names), **change}))
+    for load in (zipar.pipeline, outline):
+        with pytest.raises(zipar.ZipARError, match=f"{named.name}.*{message}"):
+            load(named)
+    model, names = tiny_models.by_class, dataclasses.replace(class_names, **change)
+    with pytest.raises(zipar.ZipARError, match=f"the vocabulary .*{message}"):
+        LlamaGen(model.decoder, model.image_tokenizer, vocabulary=names)

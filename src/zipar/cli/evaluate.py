@@ -1,5 +1,6 @@
 """``zipar eval``: what strategies cost and what they do to the images, over many prompts."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,11 @@ from zipar.cli import options, outputs
 from zipar.errors import ZipARError
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from zipar.cli.session import Session
+    from zipar.evaluation.judge import Judge
     from zipar.evaluation.report import Graders
 
 STRATEGIES = ("zipar:8", "zipar:4", "zipar:2", "zipar:4:8")
@@ -53,8 +58,19 @@ def evaluate(
             metavar="DIR",
             exists=True,
             file_okay=False,
-            help='Real pictures for FID on Inception features: needs `pip install "zipar-torch\\[fid]"`.',
+            help="Real pictures, for FID, precision and recall.",
             show_default="what the model ships with",
+            rich_help_panel="Quality",
+        ),
+    ] = None,
+    features: Annotated[
+        options.Features | None,
+        typer.Option(
+            help="The network whose features of --reference and of images are compared. inception is that of papers, "
+            "of the extra zipar-torch\\[fid]; efficientnet is Lite0, whose weights come with the extra "
+            "zipar-torch\\[efficientnet], and has 1,280 features, which take 2,000 images or more; judge is the "
+            "model's own.",
+            show_default="inception",
             rich_help_panel="Quality",
         ),
     ] = None,
@@ -89,6 +105,8 @@ def evaluate(
     log-likelihood of the tokens less that of raster's own images of the same prompts and seeds.
     """
     outputs.check_directory(output)
+    if features is not None and reference is None:
+        raise ZipARError(f"--features {features.value} is for the pictures of --reference DIR: name their folder too")
 
     from zipar.cli import session
     from zipar.cli.progress import counter
@@ -118,7 +136,7 @@ def evaluate(
         top_p=top_p,
     )
     study = session.study(started, images, batch_size, output / "batches")
-    graders = _graders(started, reference, clip)
+    graders = _graders(started, reference, features or options.Features.inception, clip)
     with counter(len(chosen) * len(study.prompts), quiet) as advance, session.enough_memory():
         study.warm_up(ZipAR(1))
         found = report.evaluate(study, chosen, graders, PICTURES, lambda each, made: advance(names.name(each), made))
@@ -144,24 +162,40 @@ def evaluate(
         print(f"{output}: report.json, report.csv, report.md, curves.png, images.png")
 
 
-def _graders(started: "Session", reference: Path | None, clip: str | None) -> "Graders":
+def _graders(started: "Session", folder: Path | None, features: options.Features, clip: str | None) -> "Graders":
     """The judge and statistics that a model ships with, and what the user asks for."""
-    from zipar.evaluation.fid import Moments
+    from zipar.evaluation.fid import Moments, kept_features
+    from zipar.evaluation.images import folder_features
     from zipar.evaluation.judge import Judge
     from zipar.evaluation.report import Graders, Reference
 
     device, shipped = started.pipe.model.device, started.directory / "judge"
     judge = Judge.load(shipped).to(device) if shipped.is_dir() else None
     against, score = None, None
-    if reference is not None:
-        from zipar.evaluation.inception import Inception, folder_moments
-
-        features = Inception(device).features
-        against = Reference(features, folder_moments(reference, features), replicates=100)
+    if folder is not None:
+        network = _network(features, judge, device)
+        real = folder_features(folder, network)
+        against = Reference(network, Moments.of(real), replicates=100, real=real)
     elif judge is not None:
-        against = Reference(judge.features, Moments.load(shipped / "reference.safetensors"), replicates=1000)
+        path = shipped / "reference.safetensors"
+        against = Reference(judge.features, Moments.load(path), replicates=1000, real=kept_features(path))
     if clip:
         from zipar.evaluation.clip import ClipScorer
 
         score = ClipScorer(clip, device).score
     return Graders(judge, against, score)
+
+
+def _network(features: options.Features, judge: "Judge | None", device: "torch.device") -> "Callable[..., Tensor]":
+    """uint8 images (n, height, width, 3) -> features (n, d)."""
+    if features is options.Features.judge:
+        if judge is None:
+            raise ZipARError("--features judge: the model ships with none, so use inception or efficientnet")
+        return judge.features
+    if features is options.Features.efficientnet:
+        from zipar.evaluation.efficientnet import EfficientNet
+
+        return EfficientNet(device).features
+    from zipar.evaluation.inception import Inception
+
+    return Inception(device).features

@@ -32,6 +32,14 @@ class Quantization(str, Enum):
     int8 = "int8"
 
 
+class Features(str, Enum):
+    """Networks that tell how alike pictures are."""
+
+    inception = "inception"
+    efficientnet = "efficientnet"
+    judge = "judge"
+
+
 class FirstRow(str, Enum):
     """When the second row may start."""
 

@@ -37,6 +37,8 @@ def _list(vocabulary: "PromptVocabulary") -> None:
 
     screen = console()
     screen.print(Text(f"A prompt reads like: {vocabulary.example}"))
+    if vocabulary.numbered is not None:
+        screen.print(Text(f"Or it is the number of a {vocabulary.numbered}, counted from 0 in this order:"))
     for attribute, values in vocabulary.attributes.items():
         needed = "required" if attribute in vocabulary.required else "optional"
         screen.print(Text(f"\n{attribute}", "bold").append(f" ({needed})", "dim"))

@@ -71,8 +71,9 @@ def write(model: LlamaGen, directory: Path, dtype: torch.dtype | None = None) ->
             encoder.save_pretrained(scratch / "text_encoder")
             model.text_tokenizer.save_pretrained(scratch / "text_encoder")
         if model.vocabulary is not None:
-            prompts = json.dumps(dataclasses.asdict(model.vocabulary), indent=1) + "\n"
-            (scratch / "prompts.json").write_text(prompts, encoding="utf-8")
+            prompts = dataclasses.asdict(model.vocabulary)
+            del prompts["numbered"]  # the decoder tells
+            (scratch / "prompts.json").write_text(json.dumps(prompts, indent=1) + "\n", encoding="utf-8")
 
 
 def convert(

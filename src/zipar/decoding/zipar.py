@@ -101,7 +101,7 @@ class Drafted(Wave):
         alone = grid.row_end is None and strategy.first_row == "alone"
         least = strategy.window if strategy.nats is None else min(strategy.window, NARROWEST)
         super().__init__(grid, rows, device, least, strategy.lookahead, alone)
-        self.widest, self.nats, self.lookahead = strategy.window, strategy.nats, strategy.lookahead
+        self.widest, self.nats, self.lookahead = min(strategy.window, grid.columns), strategy.nats, strategy.lookahead
         known = ~self.places.free | (self.places.slot == 0)
         shown = known.clone()
         shown[self.slots[:, -1]] = True  # fed as stand-ins, or once they are settled

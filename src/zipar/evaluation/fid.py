@@ -18,6 +18,9 @@ from zipar.checkpoints.files import build, check_readable
 from zipar.errors import ZipARError
 from zipar.writing import write
 
+KEPT = 2000
+"""Features that a file of moments holds at most: they show how pictures spread, and make it no larger than need be."""
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -48,9 +51,17 @@ class Moments:
             tensors = load_file(path)
             return cls(tensors["mean"].double(), tensors["covariance"].double())
 
-    def save(self, path: Path) -> None:
-        """Write a safetensors file (float32)."""
+    def save(self, path: Path, features: Tensor | None = None) -> None:
+        """Write a safetensors file (float32).
+
+        Args:
+            path: of the file.
+            features: (n, d) to keep beside the moments, where precision and recall are wanted too: the first 2,000,
+                in float16.
+        """
         tensors = {"mean": self.mean.float(), "covariance": self.covariance.float().contiguous()}
+        if features is not None:
+            tensors["features"] = features[:KEPT].half().contiguous()
         write({path: lambda scratch: save_file(tensors, scratch)})
 
     @cached_property
@@ -58,6 +69,23 @@ class Moments:
         """The symmetric square root of the covariance."""
         values, vectors = torch.linalg.eigh(self.covariance)
         return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+def kept_features(path: Path) -> Tensor | None:
+    """What ``Moments.save`` kept beside the moments, float32 (n, d); None where it kept nothing.
+
+    Raises:
+        ZipARError: the file is missing or damaged.
+    """
+    check_readable(path, f"{path} is missing: the checkpoint is incomplete")
+    with build(path):
+        tensors = load_file(path)
+        features, width = tensors.get("features"), len(tensors["mean"])
+    if features is None:
+        return None
+    if features.ndim != 2 or features.shape[1] != width:
+        raise ZipARError(f"{path}: features is of shape {tuple(features.shape)}, but should be (n, {width})")
+    return features.float()
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:

@@ -1,6 +1,8 @@
-"""Pictures as uint8 arrays: given, or from the files of a folder."""
+"""Pictures as uint8 arrays: given, or from the files of a folder; and the features of a folder's."""
 
 import os
+from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,8 @@ from zipar.arguments import refusal
 from zipar.checkpoints.files import check_readable, is_directory
 from zipar.errors import ZipARError, reason
 
+BATCH = 32
+"""Images that go through a network of features at a time."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -60,3 +64,25 @@ def read(path: Path) -> np.ndarray:
             return np.array(image.convert("RGB"))
     except Exception as error:  # decoders raise all kinds over damaged bytes
         raise ZipARError(f"{path} is no picture that can be read ({error}): mend it, or take it away") from error
+
+
+def folder_features(folder: Path, features: Callable[[np.ndarray], Tensor]) -> Tensor:
+    """Features (n, d), on the CPU, of all pictures (png, jpg, webp) in a folder and in those below it, in any order.
+
+    Args:
+        folder: holds at least 2 pictures; they may differ in size.
+        features: uint8 (n, height, width, 3) -> (n, d), such as ``Inception().features``.
+
+    Raises:
+        ZipARError: there is no such folder, it holds less than 2 pictures, or one of them cannot be read.
+    """
+    paths = pictures(folder)
+    if len(paths) < 2:
+        held = f"only {paths[0].name}" if paths else "none"
+        raise ZipARError(f"{folder} should hold at least 2 pictures (png, jpg or webp), but holds {held}")
+    found = []
+    for first in range(0, len(paths), BATCH):
+        # a set has no order: pictures of one size can go together
+        images = sorted(map(read, paths[first : first + BATCH]), key=np.shape)
+        found += [features(np.stack(list(alike))).cpu() for _, alike in groupby(images, key=np.shape)]
+    return torch.cat(found)

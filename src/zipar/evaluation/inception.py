@@ -12,9 +12,7 @@ Tested: with random weights, distances are torch-fidelity's own. Not tested: the
 """
 
 import sys
-from collections.abc import Callable
 from contextlib import redirect_stdout
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -24,11 +22,8 @@ import torch
 from torch import Tensor
 
 from zipar.errors import ZipARError, reason
-from zipar.evaluation.fid import Moments
-from zipar.evaluation.images import checked, pictures, read
+from zipar.evaluation.images import BATCH, checked
 from zipar.models.auto import usable
-
-BATCH = 32
 
 
 class Inception:
@@ -67,28 +62,6 @@ class Inception:
         """
         parts = checked(images).split(BATCH)
         return torch.cat([self.network(part.to(self.device).permute(0, 3, 1, 2))[0].cpu() for part in parts])
-
-
-def folder_moments(folder: Path, features: Callable[[np.ndarray], Tensor]) -> Moments:
-    """Moments of the features of all pictures (png, jpg, webp) in a folder and in those below it.
-
-    Args:
-        folder: holds at least 2 pictures; they may differ in size.
-        features: uint8 (n, height, width, 3) -> (n, d), such as ``Inception().features``.
-
-    Raises:
-        ZipARError: there is no such folder, it holds less than 2 pictures, or one of them cannot be read.
-    """
-    paths = pictures(folder)
-    if len(paths) < 2:
-        held = f"only {paths[0].name}" if paths else "none"
-        raise ZipARError(f"{folder} should hold at least 2 pictures (png, jpg or webp), but holds {held}")
-    found = []
-    for first in range(0, len(paths), BATCH):
-        # moments have no order: pictures of one size can go together
-        images = sorted(map(read, paths[first : first + BATCH]), key=np.shape)
-        found += [features(np.stack(list(alike))) for _, alike in groupby(images, key=np.shape)]
-    return Moments.of(torch.cat(found))
 
 
 def _library() -> Any:

@@ -16,6 +16,7 @@ from zipar.decoding.strategy import Strategy
 from zipar.evaluation.accuracy import paired_difference, verdicts, wilson
 from zipar.evaluation.fid import Moments, frechet_distance, interval, resample
 from zipar.evaluation.judge import Judge
+from zipar.evaluation.manifold import NEIGHBOURS, precision_recall
 from zipar.evaluation.samples import Study
 
 _FIGURES = (
@@ -39,13 +40,15 @@ class Estimate(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """What FID is measured against."""
+    """What FID, precision and recall are measured against."""
 
     features: Callable[[np.ndarray], Tensor]
     """uint8 images (n, height, width, 3) -> float32 (n, d)."""
     moments: Moments
     replicates: int
     """Bootstrap resamples that its interval is made of."""
+    real: Tensor | None = None
+    """Features (n, d) of real pictures, where precision and recall are wanted too."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +65,21 @@ class Graders:
 class Report(NamedTuple):
     """One row and some pictures for each strategy; raster decoding, which the others are compared with, comes first.
 
-    A row has ``strategy``, ``images``, ``forward_passes`` (the mean over images of what each took), ``fewer``,
-    ``slots_evaluated``, ``rejections``, ``seconds`` and ``images_per_second``, ``speedup``, ``nats`` (negative
-    log-likelihood of a token under full raster context), ``gap`` (that less raster's, paired by prompt), ``excess``
-    (surprise excess: 0 in expectation for raster and all that is lossless), ``excess_difference`` (that less raster's,
-    paired by prompt), ``entropy`` (of what raster decoding draws a token from), ``outside`` (share of tokens that
-    raster decoding could not have drawn) and, as far as there are graders, ``fid``, ``fid_ratio``, ``accuracy`` and
-    ``accuracy_difference`` by attribute, ``clip`` and ``clip_difference``.
-    Differences and ratios, which raster lacks, are to raster; figures with an interval are an ``Estimate``.
+        A row has ``strategy``, ``images``, ``forward_passes`` (the mean over images of what each took), ``fewer``,
+        ``slots_evaluated``, ``rejections``, ``seconds`` and ``images_per_second``, ``speedup``, ``nats`` (negative
+    <<<<<<< HEAD
+        log-likelihood of a token under full raster context), ``gap`` (that less raster's, paired by prompt), ``excess``
+        (surprise excess: 0 in expectation for raster and all that is lossless), ``excess_difference`` (that less raster's,
+        paired by prompt), ``entropy`` (of what raster decoding draws a token from), ``outside`` (share of tokens that
+        raster decoding could not have drawn) and, as far as there are graders, ``fid``, ``fid_ratio``, ``accuracy`` and
+        ``accuracy_difference`` by attribute, ``clip`` and ``clip_difference``.
+    =======
+        log-likelihood of a token under full raster context), ``gap`` (that less raster's, paired by prompt), ``outside``
+        (share of tokens that raster decoding could not have drawn) and, as far as there are graders, ``fid``,
+        ``fid_ratio``, ``precision`` and ``recall`` (of more than 3 images), ``accuracy`` and ``accuracy_difference`` by
+        attribute, ``clip`` and ``clip_difference``.
+    >>>>>>> classes
+        Differences and ratios, which raster lacks, are to raster; figures with an interval are an ``Estimate``.
     """
 
     rows: list[dict[str, Any]]
@@ -160,9 +170,12 @@ class Comparison:
         if self.asked:
             found["verdicts"] = verdicts(self.asked, seen)
         if graders.reference:
-            _, moments, replicates = graders.reference
-            found["fid"] = frechet_distance(moments, Moments.of(torch.cat(features)))
-            found["resampled"] = resample(torch.cat(features), moments, replicates)
+            _, moments, replicates, real = graders.reference
+            made = torch.cat(features)
+            found["fid"] = frechet_distance(moments, Moments.of(made))
+            found["resampled"] = resample(made, moments, replicates)
+            if real is not None and min(len(real), len(made)) > NEIGHBOURS:
+                found["precision"], found["recall"] = precision_recall(real, made)
         return found
 
 
@@ -192,6 +205,7 @@ def _row(found: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
         if not alone:
             ratio = found["fid"] / base["fid"]
             row["fid_ratio"] = Estimate(ratio, *interval(ratio, found["resampled"] / base["resampled"]))
+    row.update({name: found[name] for name in ("precision", "recall") if name in found})
     if "verdicts" in found:
         named = {name: verdict for name, verdict in found["verdicts"].items() if len(verdict)}
         row["accuracy"] = {name: share(verdict) for name, verdict in named.items()}

@@ -38,6 +38,8 @@ _FIGURES = {
     "outside": _Figure("outside the filters", "{:.1%}"),
     "fid": _Figure("FID", "{:.1f}"),
     "fid_ratio": _Figure("FID / raster's", "{:.2f}"),
+    "precision": _Figure("precision", "{:.1%}"),
+    "recall": _Figure("recall", "{:.1%}"),
     "accuracy": _Figure("% right", "{:.1f}", 100),
     "accuracy_difference": _Figure("against raster (points)", "{:+.1f}", 100),
     "clip": _Figure("CLIP score", "{:.2f}"),

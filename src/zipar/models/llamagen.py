@@ -8,7 +8,7 @@ Parameter names are those of the published checkpoints, so their tensors load un
 import random
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,9 @@ from zipar.image_tokenizers.vq import VQConfig, VQModel
 from zipar.models.base import VisualModel, to_bytes, tokenized
 from zipar.models.imagenet import imagenet_class
 from zipar.prompts import PromptVocabulary
+
+CLASS = "class"
+"""The attribute of a vocabulary that names classes."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,11 @@ class LlamaGenConfig:
 
 
 class LlamaGen(VisualModel):
-    """Class- or text-conditional LlamaGen: prompts are ImageNet classes, or sentences for its T5 encoder."""
+    """Class- or text-conditional LlamaGen: prompts are classes, or sentences for its T5 encoder.
+
+    A vocabulary names the classes: the values of its attribute "class", in order. Without one, 1,000 classes are
+    ImageNet's.
+    """
 
     family = "llamagen"
 
@@ -83,8 +90,8 @@ class LlamaGen(VisualModel):
         self.decoder, self.image_tokenizer, self.text_encoder = decoder, image_tokenizer, text_encoder
         self.text_tokenizer = text_tokenizer
         self.defaults = defaults or Sampling()
-        self.vocabulary = vocabulary
         self.layers, self.classes = config.layers, config.classes
+        self.vocabulary = _naming(vocabulary, config.classes, "the vocabulary")
         side = config.grid_side * image_tokenizer.config.downsampling
         self.image_size = (side, side)
         rotary = rotary_2d(config.grid_side, config.head_dim, config.rope_base)
@@ -119,13 +126,14 @@ class LlamaGen(VisualModel):
         """The networks without weights, on the meta device, and arguments that the directory holds."""
         config, prompts = read_config(directory), directory / "prompts.json"
         with build(directory):
+            shape = LlamaGenConfig(**config["decoder"])
+            vocabulary = PromptVocabulary.load(prompts) if prompts.exists() else None
             settings = {
                 "defaults": Sampling(**config.get("sampling", {})),
-                "vocabulary": PromptVocabulary.load(prompts) if prompts.exists() else None,
+                "vocabulary": _naming(vocabulary, shape.classes, str(prompts)),
             }
             with torch.device("meta"):
-                decoder = Transformer(LlamaGenConfig(**config["decoder"]))
-                return decoder, VQModel(VQConfig(**config["image_tokenizer"])), settings
+                return Transformer(shape), VQModel(VQConfig(**config["image_tokenizer"])), settings
 
     @property
     def dtype(self) -> torch.dtype:
@@ -159,11 +167,17 @@ class LlamaGen(VisualModel):
 
     def _class_prefix(self, prompts: Sequence[str], unconditional: bool) -> Prefix:
         assert self.classes is not None
-        labels = [imagenet_class(prompt, self.classes) for prompt in prompts]
+        labels = [self._label(prompt, self.classes) for prompt in prompts]
         if unconditional:
             labels += [self.classes] * len(labels)
         embeddings = self.decoder.cls_embedding(torch.tensor(labels, device=self.device))
         return Prefix(embeddings, torch.ones(len(labels), 1, dtype=torch.bool, device=self.device))
+
+    def _label(self, prompt: str, classes: int) -> int:
+        if self.vocabulary is None:
+            return imagenet_class(prompt, classes)
+        self.vocabulary.check(prompt)
+        return list(self.vocabulary.attributes[CLASS]).index(self.vocabulary.parse(prompt)[CLASS])
 
     def _text_prefix(self, prompts: Sequence[str], unconditional: bool) -> Prefix:
         # T5 has relative positions only: padded on the left, it gives the features that the authors
@@ -219,6 +233,24 @@ class LlamaGen(VisualModel):
     def pixels(self, tokens: Tensor) -> Tensor:
         pixels = self.image_tokenizer.decode(tokens).float()
         return to_bytes(((pixels + 1) * 127.5).round()).permute(0, 2, 3, 1)
+
+
+def _naming(vocabulary: PromptVocabulary | None, classes: int | None, source: str) -> PromptVocabulary | None:
+    """``vocabulary`` where it names so many classes; prompts may then be their numbers too.
+
+    Raises:
+        ZipARError: it names others.
+    """
+    if vocabulary is None or classes is None:
+        return vocabulary
+    named = len(vocabulary.attributes.get(CLASS, {}))
+    if named != classes or CLASS not in vocabulary.required:
+        raise ZipARError(
+            f"{source} should name the {classes} classes of the decoder as the values of a required attribute "
+            f"{CLASS!r}, but {'does not require one' if named == classes else f'names {named}'}: mend it, or leave it "
+            "out, and prompts are class numbers"
+        )
+    return replace(vocabulary, numbered=CLASS)
 
 
 def load_text_encoder(directory: Path, dtype: torch.dtype) -> tuple[Any, Any]:
