@@ -10,6 +10,7 @@ from zipar.errors import ZipARError
 if TYPE_CHECKING:
     from zipar.decoding.adaptive import AdaptiveZipAR
     from zipar.decoding.jacobi import CoupledJacobi
+    from zipar.decoding.names import DEFAULT
     from zipar.decoding.raster import Raster
     from zipar.decoding.sampling import Sampling
     from zipar.decoding.strategy import Strategy
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "DEFAULT",
     "AdaptiveZipAR",
     "CoupledJacobi",
     "DecodingStats",
@@ -40,6 +42,7 @@ __all__ = [
 
 _HOMES = {
     "AdaptiveZipAR": "zipar.decoding.adaptive",
+    "DEFAULT": "zipar.decoding.names",
     "CoupledJacobi": "zipar.decoding.jacobi",
     "DecodingStats": "zipar.pipeline",
     "Pipeline": "zipar.pipeline",

@@ -70,7 +70,7 @@ class Pipeline:
     def __init__(self, model: VisualModel, strategy: Strategy | str | None = None, cuda_graphs: bool = True) -> None:
         """
         Args:
-            strategy: that of calls that name none, or its name, such as "zipar:8"; None for ``ZipAR()``.
+            strategy: that of calls that name none, or its name, such as "zipar:8"; None for ``zipar.DEFAULT``.
             cuda_graphs: replay passes as CUDA graphs, where the model bears it.
 
         Raises:
@@ -233,8 +233,8 @@ def pipeline(
 
     An embedded name wins over a directory of that name: that is "./emoji", or a ``Path``.
 
-    Its strategy is what ``zipar tune`` chose for the checkpoint, else ``ZipAR()``. On a GPU passes are replayed as CUDA
-    graphs, unless hooks, a device map or tensor parallelism stand in the way, or ``cuda_graphs`` is False.
+    Its strategy is what ``zipar tune`` chose for the checkpoint, else ``zipar.DEFAULT``. On a GPU passes are replayed
+    as CUDA graphs, unless hooks, a device map or tensor parallelism stand in the way, or ``cuda_graphs`` is False.
     ``dtype`` is bfloat16 on a GPU and float32 elsewhere unless given, as ``torch.float16`` or "float16".
     ``quantize="int8"`` has the linear layers of the decoder in int8.
 

@@ -35,6 +35,7 @@ def generate(
     ] = None,
     window: options.Window = None,
     lookahead: options.Lookahead = None,
+    nats: options.Nats = None,
     first_row: Annotated[
         options.FirstRow | None,
         typer.Option(
@@ -117,8 +118,9 @@ def generate(
         top_p=top_p,
     )
     chosen = started.pipe.strategy
-    if any(given is not None for given in (strategy, window, lookahead, first_row)):
-        chosen = names.make(strategy.value if strategy else "zipar", window, lookahead, first_row and first_row.value)
+    if any(given is not None for given in (strategy, window, lookahead, nats, first_row)):
+        start = first_row and first_row.value
+        chosen = names.make(strategy.value if strategy else "zipar", window, lookahead, start, nats)
     with bars(started.grid, quiet) as add:
         made = started.run(chosen, add("decoding", chosen))
 

@@ -114,6 +114,15 @@ Lookahead = Annotated[
         show_default="1; 16 for jacobi",
     ),
 ]
+Nats = Annotated[
+    float | None,
+    typer.Option(
+        "--nats",
+        metavar="NUMBER",
+        help="ZipAR's window ends earlier where its tokens have this much surprise, -log p: 4, say, with window 8.",
+        show_default="it does not",
+    ),
+]
 
 PromptFile = Annotated[
     Path | None,
@@ -128,7 +137,7 @@ Strategies = Annotated[
         "--strategy",
         "-s",
         metavar="NAME[:NUMBER...]",
-        help="Such as zipar:8, zipar:8:wave, zipar:4:16 (lookahead 16), adaptive:2, jacobi:16; may be given "
+        help="Such as zipar:8, zipar:8:wave, zipar:4:16 (lookahead 16), zipar:8:16:4 (4 nats), jacobi:16; may be given "
         "several times. Raster order always comes first.",
         show_default="several",
     ),

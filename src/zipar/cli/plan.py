@@ -19,6 +19,7 @@ def plan(
     model: options.Model = "emoji",
     window: options.Window = None,
     lookahead: options.Lookahead = None,
+    nats: options.Nats = None,
     size: options.Size = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
 ) -> None:
@@ -34,9 +35,9 @@ def plan(
     from zipar.decoding.zipar import ZipAR
     from zipar.models.auto import outline
 
-    drafted = names.make("zipar", window, lookahead)
+    drafted = names.make("zipar", window, lookahead, nats=nats)
     assert isinstance(drafted, ZipAR)
-    zipar = replace(drafted, lookahead=1)
+    zipar = replace(drafted, lookahead=1, nats=None)
     shown = [Raster(), zipar, replace(zipar, first_row="wave")]
     if drafted != zipar:
         shown += [drafted, replace(drafted, first_row="wave")]
@@ -75,7 +76,7 @@ def plan(
         ],
     )
     if drafted != zipar:
-        print("With a lookahead the passes depend on the image: how many of its drafts come true.")
+        print("Ranges: the passes depend on the image, on how many drafts come true and how likely its tokens are.")
     if max(grid.rows, grid.columns) <= WIDEST:
         _draw(zipar.timetable(grid)[0], names.name(zipar))
 

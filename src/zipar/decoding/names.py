@@ -17,6 +17,8 @@ STRATEGIES: dict[str, type[Any]] = {
     "adaptive": AdaptiveZipAR,
     "jacobi": CoupledJacobi,
 }
+DEFAULT = ZipAR(8, 16, "wave", 4.0)
+"""Of pipelines and accelerated models: the fastest whose images docs/quality.md finds as likely as raster's."""
 FORMS = (
     "raster",
     "zipar[:WINDOW[:LOOKAHEAD[:NATS]]][:FIRST_ROW]",
@@ -45,7 +47,7 @@ def parse(text: str) -> Strategy:
 
 
 def strategy_of(given: Strategy | str | None) -> Strategy:
-    """A strategy, or the one that a text names; ``ZipAR()`` where none is given.
+    """A strategy, or the one that a text names; ``DEFAULT`` where none is given.
 
     Raises:
         ZipARError: it is neither.
@@ -54,7 +56,7 @@ def strategy_of(given: Strategy | str | None) -> Strategy:
         return parse(given)
     if given is not None and not isinstance(given, Strategy):
         raise refusal("strategy", given, "one such as zipar.ZipAR(8), or its name, such as 'zipar:8'")
-    return given or ZipAR()
+    return given or DEFAULT
 
 
 def make(

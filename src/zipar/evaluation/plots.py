@@ -69,7 +69,8 @@ def _line(strategy: Strategy) -> tuple[str, int]:
         case ZipAR():
             lookahead = f", lookahead {strategy.lookahead}" if strategy.lookahead > 1 else ""
             wave = ", row 1 in the wave" if strategy.first_row == "wave" else ""
-            return f"ZipAR by window{lookahead}{wave}", strategy.window
+            nats = f", {strategy.nats:g} nats" if strategy.nats is not None else ""
+            return f"ZipAR by window{lookahead}{nats}{wave}", strategy.window
         case AdaptiveZipAR():
             wave = ", row 1 in the wave" if strategy.first_row == "wave" else ""
             return f"adaptive by window{wave}", strategy.min_window

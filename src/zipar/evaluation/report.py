@@ -65,21 +65,15 @@ class Graders:
 class Report(NamedTuple):
     """One row and some pictures for each strategy; raster decoding, which the others are compared with, comes first.
 
-        A row has ``strategy``, ``images``, ``forward_passes`` (the mean over images of what each took), ``fewer``,
-        ``slots_evaluated``, ``rejections``, ``seconds`` and ``images_per_second``, ``speedup``, ``nats`` (negative
-    <<<<<<< HEAD
-        log-likelihood of a token under full raster context), ``gap`` (that less raster's, paired by prompt), ``excess``
-        (surprise excess: 0 in expectation for raster and all that is lossless), ``excess_difference`` (that less raster's,
-        paired by prompt), ``entropy`` (of what raster decoding draws a token from), ``outside`` (share of tokens that
-        raster decoding could not have drawn) and, as far as there are graders, ``fid``, ``fid_ratio``, ``accuracy`` and
-        ``accuracy_difference`` by attribute, ``clip`` and ``clip_difference``.
-    =======
-        log-likelihood of a token under full raster context), ``gap`` (that less raster's, paired by prompt), ``outside``
-        (share of tokens that raster decoding could not have drawn) and, as far as there are graders, ``fid``,
-        ``fid_ratio``, ``precision`` and ``recall`` (of more than 3 images), ``accuracy`` and ``accuracy_difference`` by
-        attribute, ``clip`` and ``clip_difference``.
-    >>>>>>> classes
-        Differences and ratios, which raster lacks, are to raster; figures with an interval are an ``Estimate``.
+    A row has ``strategy``, ``images``, ``forward_passes`` (the mean over images of what each took), ``fewer``,
+    ``slots_evaluated``, ``rejections``, ``seconds`` and ``images_per_second``, ``speedup``, ``nats`` (negative
+    log-likelihood of a token under full raster context), ``gap`` (that less raster's, paired by prompt), ``excess``
+    (surprise excess: 0 in expectation for raster and all that is lossless), ``excess_difference`` (that less
+    raster's, paired by prompt), ``entropy`` (of what raster decoding draws a token from), ``outside`` (share of tokens
+    that raster decoding could not have drawn) and, as far as there are graders, ``fid``, ``fid_ratio``, ``precision``
+    and ``recall`` (of more than 3 images), ``accuracy`` and ``accuracy_difference`` by attribute, ``clip`` and
+    ``clip_difference``.
+    Differences and ratios, which raster lacks, are to raster; figures with an interval are an ``Estimate``.
     """
 
     rows: list[dict[str, Any]]

@@ -92,7 +92,7 @@ def accelerate(model: Any, strategy: Strategy | str | None = None) -> Accelerati
         model: a ``JanusForConditionalGeneration``, ``Emu3ForConditionalGeneration`` or
             ``ChameleonForConditionalGeneration``, plain or compiled, on any devices; or one of peft around it, whose
             adapters count.
-        strategy: the order of decoding, or its name, such as "zipar:8"; None for ``ZipAR()``.
+        strategy: the order of decoding, or its name, such as "zipar:8"; None for ``zipar.DEFAULT``.
 
     Accelerations of one model may be nested, and undone in any order. A copy of an accelerated model is accelerated
     itself, for good. Passes compute in the model's own number format, whatever ``torch.autocast`` says.

@@ -65,7 +65,7 @@ def generate(
     Args:
         model: a model of a family that zipar supports.
         input_ids: int64 (images, length), padded on the left.
-        strategy: the order of decoding, or its name, such as "zipar:8"; None for ``ZipAR()``.
+        strategy: the order of decoding, or its name, such as "zipar:8"; None for ``zipar.DEFAULT``.
         image_guidance_scale: used instead of ``guidance_scale``. Janus needs it: its ``generate`` takes
             ``custom_generate`` in text mode alone, that is without ``generation_mode``, where it discards
             ``guidance_scale`` (and ``logits_processor``). ``zipar.accelerate`` has no such restriction.
