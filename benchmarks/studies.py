@@ -80,6 +80,10 @@ class Watching(Schedule):
         self.schedule.settle(tokens, evaluated)
 
     @property
+    def shown(self) -> Tensor | None:  # type: ignore[override]
+        return self.schedule.shown
+
+    @property
     def done(self) -> Tensor:
         return self.schedule.done
 

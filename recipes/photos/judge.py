@@ -15,6 +15,7 @@ from photos.recipe import GRID, SIDE
 from zipar.evaluation.fid import Moments, frechet_distance
 from zipar.evaluation.judge import Judge, JudgeConfig
 
+KEPT = 1000  # features for precision and recall
 SHIFT = 2  # pixels that a picture is moved at most
 
 
@@ -55,8 +56,9 @@ def main() -> None:
     judge.save(folder)
 
     judge = Judge.load(folder)  # what ships: rounded to 16 bit
-    reference = Moments.of(judge.features(test.images))
-    reference.save(folder / "reference.safetensors")
+    features = judge.features(test.images)
+    reference = Moments.of(features)
+    reference.save(folder / "reference.safetensors", features[:KEPT])
     parts = [training.to_images(restored(tokens)).numpy() for tokens in held["test"].split(200)]
     report = {}
     for name, images in {"held-out pictures": test.images, "their reconstructions": np.concatenate(parts)}.items():

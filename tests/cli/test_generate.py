@@ -8,6 +8,7 @@ from PIL import Image
 
 import zipar as library
 from zipar.cli import options, outputs
+from zipar.decoding import names
 
 
 @pytest.fixture
@@ -36,7 +37,8 @@ def test_one_image_with_everything(generate, tmp_path, text_model):
 
 def test_defaults_are_those_of_the_library(generate, tmp_path):
     assert generate("--stats", "fox.json")[0] == 0
-    assert json.loads((tmp_path / "fox.json").read_text())["strategy"] == f"zipar:{library.ZipAR().window}"
+    assert json.loads((tmp_path / "fox.json").read_text())["strategy"] == names.name(library.DEFAULT)
+    assert names.name(library.DEFAULT) == options.DEFAULT_STRATEGY
     assert str(library.ZipAR().window) == options.DEFAULT_WINDOW
     assert (tmp_path / "zipar.png").exists()
 

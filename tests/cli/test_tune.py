@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import zipar as library
-from zipar import Raster, ZipAR
+from zipar import Raster
 from zipar.decoding import names
 
 
@@ -83,7 +83,7 @@ def test_tuning_again_goes_on(tune, directory, tmp_path):
 
 
 def test_without_a_choice_the_default_stays(directory):
-    assert library.pipeline(directory).strategy == ZipAR()
+    assert library.pipeline(directory).strategy == library.DEFAULT
 
 
 @pytest.mark.parametrize(

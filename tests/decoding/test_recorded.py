@@ -1,6 +1,7 @@
 """Tokens, passes and slots evaluated as they were recorded before the decoding core could admit and retire images.
 
-``tests/data/decoding.json`` was written by the core that decoded closed batches, in float32 on a CPU:
+``tests/data/decoding.json`` was written by the core that decoded closed batches, in float32 on a CPU; what drafted rows
+give, anew since other rows see drafts only once they are trusted:
 
     ZIPAR_RECORD=1 python -m pytest tests/decoding/test_recorded.py
 

@@ -92,7 +92,7 @@ def test_it_can_be_undone_in_order(model, decodings, inputs):
     inner.undo()
     inner.undo()  # once more does nothing
     model.generate(**inputs, **IMAGE)
-    assert [asked[1] for asked in decodings] == [ZipAR(), Raster()]
+    assert [asked[1] for asked in decodings] == [zipar.DEFAULT, Raster()]
     outer.undo()
     assert "generate" not in vars(model)
 
@@ -148,7 +148,9 @@ def test_a_prompt_and_an_image_beyond_the_last_position_are_refused(model, decod
     assert not decodings
 
 
-@pytest.mark.parametrize(("strategy", "expected"), [("raster", Raster()), ("zipar:3:2", ZipAR(3, 2)), (None, ZipAR())])
+@pytest.mark.parametrize(
+    ("strategy", "expected"), [("raster", Raster()), ("zipar:3:2", ZipAR(3, 2)), (None, zipar.DEFAULT)]
+)
 def test_strategies_may_be_named(model, decodings, inputs, strategy, expected):
     with zipar.accelerate(model, strategy):
         model.generate(**inputs, **IMAGE)
@@ -374,7 +376,7 @@ def test_custom_generate_reaches_janus_in_text_mode(model, decodings, inputs):
     )
     expected = [Sampling(5.0, temperature=0), Sampling(2.0, temperature=0), Sampling(5.0, 1.0, 50, 0.9)]
     assert [asked[2] for asked in decodings] == expected
-    assert [asked[1] for asked in decodings] == [ZipAR(), Raster(), ZipAR(9)]
+    assert [asked[1] for asked in decodings] == [zipar.DEFAULT, Raster(), ZipAR(9)]
 
 
 def test_custom_generate_makes_the_models_own_images(model, inputs, greedy):

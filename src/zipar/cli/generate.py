@@ -30,7 +30,7 @@ def generate(
         typer.Option(
             help="zipar: rows grow together. adaptive: a row waits where more context changes its start. jacobi: the "
             "very image of raster order, in fewer passes. raster: one token after the other, the baseline.",
-            show_default="what `zipar tune` chose, else zipar",
+            show_default=f"what `zipar tune` chose, else {options.DEFAULT_STRATEGY}",
         ),
     ] = None,
     window: options.Window = None,

@@ -11,8 +11,8 @@ import typer
 from zipar.arguments import shown
 from zipar.errors import ZipARError, reason
 
-DEFAULT_WINDOW = "4"
-"""As text for the help; the value is that of ``ZipAR()``, which takes too long to import for a help text."""
+DEFAULT_STRATEGY, DEFAULT_WINDOW = "zipar:8:16:4:wave", "4"
+"""As text for the help; they are ``names.DEFAULT`` and that of ``ZipAR()``, which take too long to import for it."""
 
 MOST_IMAGES = 65_536
 """That a pipeline decodes together, which takes too long to import as well."""

@@ -1,0 +1,104 @@
+"""Strategies at every level of uncertainty: passes and surprise excess over nats a token; writes docs/uncertainty.md.
+
+    python benchmarks/uncertainty.py emoji fashion DIRECTORY... --images 128
+
+Each model is made surer and less sure of its tokens by temperature; guidance and filters are off, unless it is asked at
+its own defaults. Finished batches stay in ``--output``, so that a run that was killed goes on where it was. Nothing is
+timed.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from decoding import machine
+from studies import SEED, prompts
+from zipar.decoding import names
+from zipar.decoding.sampling import Sampling
+from zipar.evaluation import tables
+from zipar.evaluation.report import Graders, evaluate
+from zipar.evaluation.samples import Study, stamp
+from zipar.models import auto
+
+STRATEGIES = ["zipar:4", "zipar:2", "zipar:4:8", "zipar:2:8:wave", names.name(names.DEFAULT), "jacobi:32"]
+TEMPERATURES = (0.7, 1.0, 1.3)
+COLUMNS = ["strategy", "forward_passes", "fewer", "excess", "entropy", "gap"]
+Rows = Sequence[Mapping[str, Any]]
+
+
+def measured(place: str, sampling: Sampling | None, args: argparse.Namespace) -> tuple[str, Rows]:
+    """What a model was asked for, and a row for each strategy; its own defaults with None."""
+    directory = auto.find(place)
+    model = auto.load(directory, device="cpu")
+    asked = sampling or model.defaults
+    study = Study(
+        model=model,
+        stamp=stamp(directory),
+        prompts=prompts(args.images) if place == "emoji" else model.examples(args.images),
+        sampling=asked,
+        grid=model.grid(*model.image_size),
+        seed=SEED,
+        batch_size=args.batch_size,
+        folder=args.output / directory.name,
+    )
+    title = f"{directory.name}, {'its defaults: ' if sampling is None else ''}temperature {asked.temperature:g}"
+    title += f", guidance {asked.guidance_scale:g}" if asked.guided else ""
+    report = evaluate(study, args.strategies, Graders(), 0, lambda each, made: print(title, names.name(each), made))
+    return title, report.rows
+
+
+def plot(found: Mapping[str, Rows], path: Path) -> None:
+    """Over the entropy of raster's images: passes, and surprise excess with its interval; a line a strategy."""
+    figure = Figure((11, 4.8), layout="constrained")
+    passes, excess = figure.subplots(1, 2)
+    ordered = sorted(found.values(), key=lambda rows: rows[0]["entropy"].value)
+    nats = [rows[0]["entropy"].value for rows in ordered]
+    excess.axhline(0, color="#6a737d", linewidth=1, linestyle=":")
+    excess.axhspan(-0.02, 0.02, color="#6a737d", alpha=0.12)
+    for index, first in enumerate(ordered[0][1:], 1):
+        rows = [each[index] for each in ordered]
+        style = {
+            "marker": "o",
+            "markersize": 4,
+            "linewidth": 2.5 if first["strategy"] == names.name(names.DEFAULT) else 1,
+        }
+        passes.plot(nats, [100 * (1 - row["fewer"]) for row in rows], label=first["strategy"], **style)
+        values = [row["excess"].value for row in rows]
+        excess.errorbar(nats, values, [row["excess"].reach for row in rows], capsize=2, **style)
+    passes.set(xlabel="nats a token, raster order", ylabel="forward passes, % of raster's", ylim=(0, None))
+    excess.set(xlabel="nats a token, raster order", ylabel="surprise excess, nats a token")
+    for axis in (passes, excess):
+        axis.grid(alpha=0.3)
+    figure.legend(*passes.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8, frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", help="embedded names or checkpoint directories")
+    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--strategies", nargs="+", default=STRATEGIES)
+    parser.add_argument("--temperatures", nargs="+", type=float, default=TEMPERATURES)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/uncertainty"))
+    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    args = parser.parse_args()
+    found = dict(
+        measured(place, None if temperature is None else replace(Sampling(), temperature=temperature), args)
+        for place in args.models
+        for temperature in (None, *args.temperatures)
+    )
+    args.docs.mkdir(exist_ok=True)
+    plot(found, args.docs / "uncertainty.png")
+    sections = [f"### {title}\n\n{tables.markdown(rows, COLUMNS)}\n" for title, rows in found.items()]
+    text = (Path(__file__).parent / "uncertainty.md").read_text(encoding="utf-8")
+    filled = text.format(images=args.images, machine=machine(), sections="\n".join(sections))
+    (args.docs / "uncertainty.md").write_text(filled, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
