@@ -1,4 +1,4 @@
-"""Published rules of parallel decoding beside ours, on one model, the same prompts and seeds: writes docs/compare-methods.md.
+"""Published rules of parallel decoding beside ours, on the same models, prompts and seeds: docs/compare-methods.md.
 
     python benchmarks/rules.py fashion DIRECTORY... --images 64
 
@@ -41,8 +41,8 @@ class Rejecting(Schedule):
         rows, slots = self.drafted.shape  # type: ignore[attr-defined]
         self._keep(rows, before=torch.zeros(slots, vocabulary))
 
-    def revised(self, guesses: Tensor, targets: Tensor, evaluated: Evaluated) -> tuple[Tensor, Tensor, Tensor]:
-        """Guesses (images, n) or what takes their place, what the pass would draw afresh, and its distributions."""
+    def revised(self, guesses: Tensor, targets: Tensor, evaluated: Evaluated) -> tuple[Tensor, Tensor]:
+        """Guesses (images, n) or what takes their place, and what the pass would draw afresh."""
         now = probabilities(evaluated.logits, evaluated.draw)
         before = self.before.take_along_dim(targets[..., None], 1)
         certain = torch.zeros_like(now).scatter_(-1, guesses[..., None], 1.0)
@@ -51,7 +51,7 @@ class Rejecting(Schedule):
         revised = revise(guesses, before, now, seeds, targets)
         fresh = (now.log() + gumbel(seeds + 1, targets, now.shape[-1])).argmax(-1)
         self.before.scatter_(1, targets[..., None].expand_as(now), now)
-        return revised, fresh, now
+        return revised, fresh
 
 
 @dataclass(frozen=True)
@@ -78,16 +78,15 @@ class SpeculativeAhead(Rejecting, Ahead):
         self.behind = strategy.behind
 
     def settle(self, tokens: Tensor, evaluated: Evaluated) -> None:
-        drawn = tokens.gather(1, self.targets)
-        revised, fresh, _ = self.revised(self.guesses, self.targets, evaluated)
-        adjoining = self.targets == self.settled + self.places.slot[1 : self.width + 1]
-        kept = (revised == self.guesses) & adjoining
-        accepted = kept.long().cumprod(1).sum(1, keepdim=True)
-        place = self.places.slot[: self.width]
+        width = evaluated.logits.shape[1]
+        targets, guesses = self.targets[:, :width], self.guesses[:, :width]
+        drawn = tokens.gather(1, targets)
+        revised, fresh = self.revised(guesses, targets, evaluated)
+        adjoining = targets == self.settled + self.places.slot[1 : width + 1]
+        accepted = ((revised == guesses) & adjoining).long().cumprod(1).sum(1, keepdim=True)
         tail = {"fresh": fresh, "gumbel": drawn, "maximal": revised}[self.behind]
-        tokens.scatter_(1, self.targets, torch.where(place <= accepted, revised, tail))
-        settled = (accepted + 1).minimum(adjoining.sum(1, keepdim=True))
-        self.settled.add_(settled).clamp_(max=self.places.last)
+        tokens.scatter_(1, targets, revised.where(self.places.slot[:width] <= accepted, tail))
+        self.settled.add_((accepted + 1).minimum(adjoining.sum(1, keepdim=True))).clamp_(max=self.places.last)
 
 
 @dataclass(frozen=True)
@@ -106,13 +105,13 @@ class ParallelRows(Strategy):
 
 class ParallelDrafts(Rejecting, Drafted):
     def settle(self, tokens: Tensor, evaluated: Evaluated) -> None:
-        targets, nowhere = evaluated.step.targets, tokens.shape[1] - 1
+        targets = evaluated.step.targets
         guesses = torch.zeros_like(tokens)
         guesses[:, self.slots] = self.guesses
-        revised, fresh, _ = self.revised(guesses.gather(1, targets), targets, evaluated)
+        revised, fresh = self.revised(guesses.gather(1, targets), targets, evaluated)
 
         def placed(values: Tensor) -> Tensor:
-            return torch.zeros_like(tokens).scatter_(1, targets.clamp(max=nowhere), values)[:, self.slots]
+            return torch.zeros_like(tokens).scatter_(1, targets, values)[:, self.slots]
 
         kept = placed(revised) == self.guesses
         wrong = self.evaluates & ~kept
