@@ -1,6 +1,6 @@
 """Strategies at every level of uncertainty: passes and surprise excess over nats a token; writes docs/uncertainty.md.
 
-    python benchmarks/uncertainty.py emoji fashion DIRECTORY... --images 128
+    python benchmarks/uncertainty.py emoji fashion DIRECTORY... --images 64
 
 Each model is made surer and less sure of its tokens by temperature; guidance and filters are off, unless it is asked at
 its own defaults. Finished batches stay in ``--output``, so that a run that was killed goes on where it was. Nothing is
@@ -8,8 +8,7 @@ timed.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +22,36 @@ from zipar.evaluation import tables
 from zipar.evaluation.report import Graders, evaluate
 from zipar.evaluation.samples import Study, stamp
 from zipar.models import auto
+from zipar.models.base import VisualModel
 
 STRATEGIES = ["zipar:4", "zipar:2", "zipar:4:8", "zipar:2:8:wave", names.name(names.DEFAULT), "jacobi:32"]
-TEMPERATURES = (0.7, 1.0, 1.3)
+TEMPERATURES = (1.0, 1.5)
 COLUMNS = ["strategy", "forward_passes", "fewer", "excess", "entropy", "gap"]
 Rows = Sequence[Mapping[str, Any]]
 
 
-def measured(place: str, sampling: Sampling | None, args: argparse.Namespace) -> tuple[str, Rows]:
-    """What a model was asked for, and a row for each strategy; its own defaults with None."""
+def measured(place: str, args: argparse.Namespace) -> Iterator[tuple[str, Rows]]:
+    """What a model was asked for, and a row for each strategy: first at its own defaults."""
     directory = auto.find(place)
     model = auto.load(directory, device="cpu")
-    asked = sampling or model.defaults
+    for asked in dict.fromkeys([model.defaults, *(Sampling(temperature=each) for each in args.temperatures)]):
+        yield under(asked, model, directory, args)
+
+
+def under(asked: Sampling, model: VisualModel, directory: Path, args: argparse.Namespace) -> tuple[str, Rows]:
+    """The same for one way of sampling."""
+    emoji = directory.name == "emoji"
     study = Study(
         model=model,
         stamp=stamp(directory),
-        prompts=prompts(args.images) if place == "emoji" else model.examples(args.images),
+        prompts=prompts(args.images) if emoji else model.examples(args.images),
         sampling=asked,
         grid=model.grid(*model.image_size),
         seed=SEED,
         batch_size=args.batch_size,
         folder=args.output / directory.name,
     )
-    title = f"{directory.name}, {'its defaults: ' if sampling is None else ''}temperature {asked.temperature:g}"
+    title = f"{directory.name}, temperature {asked.temperature:g}"
     title += f", guidance {asked.guidance_scale:g}" if asked.guided else ""
     report = evaluate(study, args.strategies, Graders(), 0, lambda each, made: print(title, names.name(each), made))
     return title, report.rows
@@ -80,18 +86,14 @@ def plot(found: Mapping[str, Rows], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", help="embedded names or checkpoint directories")
-    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--strategies", nargs="+", default=STRATEGIES)
     parser.add_argument("--temperatures", nargs="+", type=float, default=TEMPERATURES)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/uncertainty"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     args = parser.parse_args()
-    found = dict(
-        measured(place, None if temperature is None else replace(Sampling(), temperature=temperature), args)
-        for place in args.models
-        for temperature in (None, *args.temperatures)
-    )
+    found = dict(each for place in args.models for each in measured(place, args))
     args.docs.mkdir(exist_ok=True)
     plot(found, args.docs / "uncertainty.png")
     sections = [f"### {title}\n\n{tables.markdown(rows, COLUMNS)}\n" for title, rows in found.items()]

@@ -30,7 +30,7 @@ def test_the_package_alone_is_light():
 def test_all_names_are_there():
     assert {"ZipARError", *zipar._HOMES} == set(zipar.__all__) <= set(dir(zipar))
     for name in zipar.__all__:
-        assert getattr(zipar, name).__name__ == name
+        assert getattr(getattr(zipar, name), "__name__", name) == name
         assert name in vars(zipar)
     everything = {}
     exec("from zipar import *", everything)

@@ -35,6 +35,8 @@ def main() -> None:
     sampling = Sampling(guidance_scale=args.guidance_scale)
     model = LlamaGen(trained.decoder, image_tokenizer, defaults=sampling, vocabulary=vocabulary(classes))
     write(model, args.output, torch.bfloat16)
+    if (notice := Path(__file__).parent / f"{args.recipe.upper()}.md").exists():
+        shutil.copy(notice, args.output / "PICTURES.md")
     if (build / "judge").exists():
         shutil.copytree(build / "judge", args.output / "judge")
     size = sum(file.stat().st_size for file in args.output.rglob("*") if file.is_file())

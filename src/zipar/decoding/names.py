@@ -17,7 +17,7 @@ STRATEGIES: dict[str, type[Any]] = {
     "adaptive": AdaptiveZipAR,
     "jacobi": CoupledJacobi,
 }
-DEFAULT = ZipAR(8, 16, "wave", 4.0)
+DEFAULT = ZipAR(12, 16, "wave", 4.0)
 """Of pipelines and accelerated models: the fastest whose images docs/quality.md finds as likely as raster's."""
 FORMS = (
     "raster",
