@@ -1,6 +1,7 @@
 """The search against trying every setting."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zipar import ZipAR, ZipARError
+from zipar import DEFAULT, ZipAR, ZipARError
 from zipar.evaluation.tuning import Figures, check_images, search
 
 COLUMNS = 16
@@ -18,7 +19,8 @@ LOOKAHEADS = (16, 8, 4, 2, 1)
 class Model:
     """Figures that grow as the search takes them to: any decreasing gaps, any seconds that grow with the window."""
 
-    def __init__(self, narrow, fewer, wave, wider, drafts):
+    def __init__(self, narrow, fewer, wave, wider, drafts, informed=1.0):
+        self.informed = informed
         self.narrow, self.fewer, self.wave, self.wider, self.drafts = narrow, fewer, wave, wider, drafts
         self.asked = []
 
@@ -26,6 +28,8 @@ class Model:
         if setting not in self.asked:
             self.asked.append(setting)
         rank = LOOKAHEADS.index(setting.lookahead)
+        if setting.nats is not None:
+            return Figures(self.informed, 0.0, 100 + self.drafts * rank)
         waves = setting.first_row == "wave"
         gap = sum(self.narrow[setting.window :]) + sum(self.fewer[:rank]) + self.wave * waves
         seconds = 140 + self.wider * setting.window + self.drafts * rank - 5 * waves
@@ -45,7 +49,7 @@ steps = st.floats(0, 0.02)
 def test_no_setting_is_faster(narrow, fewer, wave, wider, drafts):
     model = Model(narrow, fewer, wave, wider, drafts)
     found = search(model.measure, COLUMNS, 16, 0.02)
-    assert len(model.asked) <= len(LOOKAHEADS) * (math.log2(COLUMNS) + 2)
+    assert len(model.asked) <= len(LOOKAHEADS) * (math.log2(COLUMNS) + 3)
     every = {
         setting: model.measure(setting)
         for window in range(1, COLUMNS)
@@ -74,6 +78,13 @@ def test_drafts_are_as_many_as_pay():
     assert best(wider=3, drafts=20) == ZipAR(1, 16)
     assert best(wider=3, drafts=20, wave=0.0) == ZipAR(1, 16, "wave")
     assert best(wider=1, drafts=-10, fewer=[0.0, 0.0, 0.0, 1.0], narrow=[0.0] * 9 + [0.01] * 7) == ZipAR(14, 2)
+
+
+def test_windows_in_nats_are_tried():
+    model = Model([1.0] * COLUMNS, [0.0] * 4, 0.0, 3, 1, informed=0.01)
+    assert search(model.measure, COLUMNS, 16, 0.02) == DEFAULT
+    model.drafts = -1
+    assert search(model.measure, COLUMNS, 16, 0.02) == replace(DEFAULT, lookahead=1)
 
 
 def test_raster_where_nothing_else_will_do():

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from zipar.arguments import function, real, whole
+from zipar.decoding.names import DEFAULT
 from zipar.decoding.zipar import ZipAR
 from zipar.errors import ZipARError
 
@@ -68,7 +69,7 @@ def search(measure: Callable[[ZipAR], Figures], columns: int, lookahead: int, to
     Drafts let rows follow closer, and each costs time, the more the more images are decoded together. So the lookahead
     is halved from the most on, and for each the narrowest window that is good enough is found by bisection, and tried
     with row 1 in the wave too: wider windows are taken to lose no more than narrower ones, and more drafts no more than
-    fewer.
+    fewer. So is the window of the default, which is measured in nats.
 
     Args:
         measure: makes images with a setting.
@@ -83,7 +84,7 @@ def search(measure: Callable[[ZipAR], Figures], columns: int, lookahead: int, to
     tolerance = real("tolerance", tolerance, lambda x: x > 0, "a number of nats above 0")
     good: list[tuple[float, ZipAR]] = []
     narrowest = 1
-    while lookahead >= 1 and narrowest < columns:
+    while lookahead >= 1:
         enough = columns
         while narrowest < enough:
             middle = (narrowest + enough) // 2
@@ -91,11 +92,12 @@ def search(measure: Callable[[ZipAR], Figures], columns: int, lookahead: int, to
                 enough = middle
             else:
                 narrowest = middle + 1
+        settings = [replace(DEFAULT, lookahead=lookahead)] if columns > 1 else []
         if narrowest < columns:
-            candidate = ZipAR(narrowest, lookahead)
-            for setting in candidate, replace(candidate, first_row="wave"):
-                figures = measure(setting)
-                if figures.within(tolerance):
-                    good.append((figures.seconds, setting))
+            settings += [ZipAR(narrowest, lookahead), ZipAR(narrowest, lookahead, "wave")]
+        for setting in settings:
+            figures = measure(setting)
+            if figures.within(tolerance):
+                good.append((figures.seconds, setting))
         lookahead //= 2
     return min(good, key=lambda found: found[0])[1] if good else None
