@@ -8,6 +8,7 @@ our engine, and no authors' code is timed.
 """
 
 import argparse
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +20,9 @@ from studies import SEED, prompts
 from zipar import DEFAULT, CoupledJacobi, Raster, TokenGrid, ZipAR
 from zipar.decoding.engine import decode
 from zipar.decoding.jacobi import Ahead
-from zipar.decoding.sampling import gumbel, probabilities, revise
+from zipar.decoding.sampling import gumbel, log_probabilities_of, probabilities, revise
 from zipar.decoding.strategy import Evaluated, Schedule, Strategy
-from zipar.decoding.zipar import Drafted
+from zipar.decoding.zipar import SURE, Drafted
 from zipar.evaluation.fidelity import likelihood
 from zipar.evaluation.report import mean
 from zipar.models import auto
@@ -91,19 +92,27 @@ class SpeculativeAhead(Rejecting, Ahead):
 
 @dataclass(frozen=True)
 class ParallelRows(Strategy):
-    """The wave, speculative Jacobi within each row, other rows' drafts hidden ("PJD", arXiv 2606.05703)."""
+    """The wave, speculative Jacobi within each row, other rows' drafts hidden ("PJD", arXiv 2606.05703).
+
+    With ``ours`` as trusted drafts are there, and coupled maximally: what our rule would be with rejection sampling.
+    """
 
     window: int
     lookahead: int
+    ours: bool = False
 
     def schedule(self, grid: TokenGrid, rows: int, device: torch.device) -> Schedule:
-        return ParallelDrafts(ZipAR(self.window, self.lookahead), grid, rows, device)
+        return ParallelDrafts(self, grid, rows, device)
 
     def passes(self, grid: TokenGrid) -> int:
         return grid.tokens
 
 
 class ParallelDrafts(Rejecting, Drafted):
+    def __init__(self, strategy: ParallelRows, grid: TokenGrid, rows: int, device: torch.device) -> None:
+        super().__init__(ZipAR(strategy.window, strategy.lookahead), grid, rows, device)  # type: ignore[arg-type]
+        self.ours = strategy.ours
+
     def settle(self, tokens: Tensor, evaluated: Evaluated) -> None:
         targets = evaluated.step.targets
         guesses = torch.zeros_like(tokens)
@@ -111,16 +120,18 @@ class ParallelDrafts(Rejecting, Drafted):
         revised, fresh = self.revised(guesses.gather(1, targets), targets, evaluated)
 
         def placed(values: Tensor) -> Tensor:
-            return torch.zeros_like(tokens).scatter_(1, targets, values)[:, self.slots]
+            return torch.zeros_like(tokens, dtype=values.dtype).scatter_(1, targets, values)[:, self.slots]
 
-        kept = placed(revised) == self.guesses
-        wrong = self.evaluates & ~kept
+        wrong = self.evaluates & (placed(revised) != self.guesses)
         right = self.evaluates & (wrong.cumsum(-1) - wrong.long() == 0)
-        tokens[:, self.slots] = torch.where(
-            right, placed(revised), placed(fresh).where(self.evaluates, tokens[:, self.slots])
-        )
+        tail = placed(revised if self.ours else fresh).where(self.evaluates, tokens[:, self.slots])
+        tokens[:, self.slots] = torch.where(right, placed(revised), tail)
         self.advance(self.settled + right.sum(-1))
-        self.shown[:, self.slots[:, :-1]] = (self.column < self.settled[..., None])[..., :-1]
+        seen = self.column < self.settled[..., None]
+        if self.ours:
+            logs = log_probabilities_of(tokens.gather(1, targets), evaluated.logits, evaluated.draw)
+            seen |= self.evaluates & (~wrong | (placed(logs) >= math.log(SURE)))
+        self.shown[:, self.slots[:, :-1]] = seen[..., :-1]
 
 
 RULES: dict[str, tuple[str, Strategy]] = {
@@ -140,6 +151,10 @@ RULES: dict[str, tuple[str, Strategy]] = {
     f"`jacobi:{AHEAD}`, ours": ("equality of Gumbel draws; raster's very image", CoupledJacobi(AHEAD, budget=10**6)),
     "ZipAR, window 2": ("no drafts", ZipAR(2)),
     "PJD, window 2, 8 ahead": ("rejection in each row; other rows' drafts hidden", ParallelRows(2, 8)),
+    "the same, coupled, drafts seen once trusted": (
+        "rejection in each row; coupled maximally",
+        ParallelRows(2, 8, True),
+    ),
     "`zipar:2:8`, ours": ("equality in each row; other rows' drafts seen once trusted", ZipAR(2, 8)),
     "default, ours": ("the same; the window measured in nats", DEFAULT),
 }

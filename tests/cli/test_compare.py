@@ -31,10 +31,14 @@ def test_picture_table_json_and_animation(compare, tmp_path, plain):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.gif", "out.json", "out.png"]
 
 
-def test_defaults(compare, tmp_path):
-    code, out, _ = compare()
+def test_defaults(compare, tmp_path, plain):
+    code, out, _ = compare("--stats", "all.json")
     assert code == 0
-    for name in ("raster", "zipar:8", "zipar:4", "zipar:2"):
+    rows = {row["strategy"]: row for row in json.loads((tmp_path / "all.json").read_text())["strategies"]}
+    (tmp_path / "all.json").unlink()
+    assert rows["raster"]["as_raster"] == rows["jacobi:32"]["as_raster"] == 1  # one of many, so it is no accident
+    assert rows["zipar:4"]["as_raster"] < 0.9
+    for name in ("raster", "zipar:4", "zipar:12:16:4:wave", "jacobi:32"):
         assert name in out
     assert [path.name for path in tmp_path.iterdir()] == ["compare.png"]
     assert compare("--quiet") == (0, "", "")

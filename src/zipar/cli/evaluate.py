@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from zipar.evaluation.judge import Judge
     from zipar.evaluation.report import Graders
 
-STRATEGIES = ("zipar:8", "zipar:4", "zipar:2", "zipar:4:8")
+STRATEGIES = ("zipar:4", "zipar:2", options.DEFAULT_STRATEGY, "jacobi:32")
 PICTURES = 12
 """Columns of the sheet of images."""
 BRIEF = (
@@ -97,7 +97,7 @@ def evaluate(
 ) -> None:
     """Measure strategies against raster decoding: passes, seconds, fidelity, FID and prompt accuracy.
 
-    Strategies are zipar:8, zipar:4, zipar:2 and zipar:4:8 unless told otherwise.
+    Strategies are zipar:4, zipar:2, the default and jacobi:32 unless told otherwise.
 
     Fidelity needs no reference, and has two figures, in nats a token. Surprise excess is how much less likely the
     tokens are, under full raster context, than raster's draws are on average: 0, within its interval, for raster and
