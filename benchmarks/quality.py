@@ -1,155 +1,122 @@
-"""What every strategy does to the images of the embedded model, and what it costs: writes docs/quality.md.
+"""What strategies do to the images of the embedded models, and what they cost: writes docs/quality.md.
 
     python benchmarks/quality.py --images 1000
 
-Finished batches, timings and studies stay in ``--output``: a run that was killed goes on where it was, and the
-document is written anew from them in seconds. Give the timings idle cores.
+Finished batches and timings stay in ``--output``: a run that was killed goes on where it was, and the document is
+written anew from them in seconds. Give the timings idle cores.
 """
 
 import argparse
-import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-import near_ties
-import projections
-import unwritten_zeros
+from ablations import kept
 from decoding import machine
-from studies import ALONE, SEED, prompts
+from studies import SEED, alone, prompts
 from zipar.decoding import names
-from zipar.decoding.jacobi import CoupledJacobi
 from zipar.decoding.strategy import Strategy
 from zipar.evaluation import plots, tables
-from zipar.evaluation.fid import Moments
+from zipar.evaluation.fid import Moments, kept_features
 from zipar.evaluation.judge import Judge
-from zipar.evaluation.report import Graders, Reference, evaluate
+from zipar.evaluation.report import Graders, Reference, Report, evaluate
 from zipar.evaluation.samples import Study, stamp
 from zipar.models import auto
 from zipar.pipeline import Pipeline
 
-STRATEGIES = [
-    *(f"zipar:{window}" for window in (1, 2, 3, 4)),
-    *(f"zipar:{window}:{lookahead}" for lookahead in (4, 8, 16) for window in (1, 2, 3, 4)),
-    *("zipar:4:wave", "zipar:2:wave", "zipar:4:8:wave"),
-    *("adaptive:1", "adaptive:2"),
-    *("jacobi:16", "jacobi:32", "jacobi:8:4"),
-]
-SHOWN = ["raster", "zipar:1", "zipar:2", "zipar:4", "zipar:2:8", "zipar:4:8", "adaptive:2", "jacobi:16"]
-"""Rows of the sheet of images."""
-COST = ["strategy", "forward_passes", "fewer", "slots_evaluated", "seconds", "speedup", "gap", "excess", "fid_ratio"]
-ATTRIBUTES = ("object", "style", "background", "size", "position", "all")
-ACCURACY = ["strategy", *(f"accuracy.{name}" for name in ATTRIBUTES), "accuracy_difference.all"]
+DEFAULT = names.name(names.DEFAULT)
+STRATEGIES = ["zipar:4", "zipar:2", "zipar:4:wave", "zipar:4:8", "zipar:2:8", DEFAULT, "adaptive:2", "jacobi:32"]
+COST = ["strategy", "forward_passes", "fewer", "seconds", "speedup", "excess", "entropy", "gap"]
+QUALITY = ["fid_ratio", "precision", "recall"]
 Row = Mapping[str, Any]
 
 
-def alone(strategy: Strategy) -> Strategy:
-    """``strategy`` with passes that do not depend on the batch."""
-    return replace(strategy, budget=ALONE) if isinstance(strategy, CoupledJacobi) else strategy
-
-
-def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What ``make`` gives, or gave in an earlier run."""
-    if not path.exists():
-        found = json.dumps(make(), indent=1)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".tmp").write_text(found + "\n", encoding="utf-8")
-        path.with_suffix(".tmp").replace(path)
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return result
+def studied(name: str, args: argparse.Namespace) -> tuple[Study, Report, dict[str, Any]]:
+    """A model's study, its report, and seconds of images made one at a time."""
+    directory = auto.find(name)
+    model = auto.load(directory, device="cpu")
+    study = Study(
+        model=model,
+        stamp=stamp(directory),
+        prompts=prompts(args.images) if name == "emoji" else model.examples(args.images),
+        sampling=model.defaults,
+        grid=model.grid(*model.image_size),
+        seed=SEED,
+        batch_size=args.batch_size,
+        folder=args.output / name,
+    )
+    strategies = [alone(names.parse(each)) for each in dict.fromkeys(["raster", *args.strategies])]
+    shipped = directory / "judge"
+    judge, path = Judge.load(shipped), shipped / "reference.safetensors"
+    reference = Reference(judge.features, Moments.load(path), 1000, real=kept_features(path))
+    times = kept(args.output / f"{name}.json", lambda: timed(study, strategies, args.timed))
+    report = evaluate(
+        study, strategies, Graders(judge, reference), 12, lambda each, made: print(name, names.name(each), made)
+    )
+    return study, report, times
 
 
 def timed(study: Study, strategies: Sequence[Strategy], images: int) -> dict[str, Any]:
-    """Seconds and slots evaluated of the first images, one at a time: median and mean over images, all interleaved."""
+    """Seconds of the first images, one at a time: the median over images, all strategies interleaved."""
     pipe = Pipeline(study.model)
     taken: dict[str, list[float]] = {names.name(strategy): [] for strategy in strategies}
-    slots: dict[str, list[int]] = {name: [] for name in taken}
     for turn in range(-1, images):  # the first round warms up
         for strategy in strategies:
-            index = max(turn, 0)
             started = time.perf_counter()
-            made = pipe(study.prompts[index], strategy=strategy, seed=study.seed + index)
-            seconds = time.perf_counter() - started
+            pipe(study.prompts[max(turn, 0)], strategy=strategy, seed=study.seed + turn + 1)
             if turn >= 0:
-                taken[names.name(strategy)].append(seconds)
-                slots[names.name(strategy)].append(made.stats.slots_evaluated)
-    return {
-        "machine": machine(),
-        "images": images,
-        "seconds": {name: statistics.median(values) for name, values in taken.items()},
-        "slots_evaluated": {name: statistics.fmean(values) for name, values in slots.items()},
+                taken[names.name(strategy)].append(time.perf_counter() - started)
+    return {"machine": machine(), "seconds": {name: statistics.median(values) for name, values in taken.items()}}
+
+
+def verdict(name: str, rows: Sequence[Row]) -> str:
+    """Whether the default keeps its promise: a fifth of the passes, and images as good as raster's."""
+    row = next(row for row in rows if row["strategy"] == DEFAULT)
+    excess, fid, right = row["excess_difference"], row["fid_ratio"], list(row["accuracy_difference"].values())[-1]
+    exact = next((row for row in rows if row["strategy"] == "jacobi:32"), None)
+    claims = {
+        f"80 % fewer passes ({row['fewer']:.1%})": row["fewer"] >= 0.8,
+        f"|surprise excess| < 0.02 ({excess.value:+.3f} ± {excess.reach:.3f} against raster's)": abs(excess.value)
+        < 0.02,
+        f"FID within 3 % ({fid.value:.2f} [{fid.low:.2f}, {fid.high:.2f}])": abs(fid.value - 1) < 0.03,
+        f"accuracy within 1 point ({100 * right.value:+.1f} [{100 * right.low:+.1f}, {100 * right.high:+.1f}])": abs(
+            right.value
+        )
+        < 0.01,
     }
+    if exact:
+        claims[f"raster's very image in a quarter of the passes ({1 - exact['fewer']:.0%})"] = exact["fewer"] >= 0.75
+    met = "; ".join(f"{claim}: {'reached' if holds else '**not reached**'}" for claim, holds in claims.items())
+    return f"- `{name}` ({rows[0]['entropy'].value:.2f} nats a token): {met}."
 
 
-def with_times(rows: Sequence[Row], times: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """``rows`` with seconds and slots of images made one at a time, in place of those of batches."""
+def section(name: str, study: Study, report: Report, times: Mapping[str, Any]) -> str:
+    """The tables of one model."""
     base = times["seconds"]["raster"]
-    return [
-        {
-            **row,
-            "seconds": times["seconds"][row["strategy"]],
-            "speedup": base / times["seconds"][row["strategy"]],
-            "slots_evaluated": times["slots_evaluated"][row["strategy"]],
-        }
-        for row in rows
+    rows = [
+        {**row, "seconds": (seconds := times["seconds"][row["strategy"]]), "speedup": base / seconds}
+        for row in report.rows
     ]
-
-
-def verdict(rows: Sequence[Row]) -> str:
-    """What there is to say on the two claims."""
-
-    def holds(row: Row) -> bool:
-        fell = min(difference.value for difference in row["accuracy_difference"].values())
-        return fell >= -0.01 and row["fid_ratio"].value < 1.03 and row["gap"].value < 0.02
-
-    def listed(found: Sequence[Row]) -> str:
-        ordered = sorted(found, key=lambda row: row["forward_passes"])
-        return ", ".join(f"`{row['strategy']}` ({row['forward_passes']:.1f} passes)" for row in ordered) or "none"
-
-    others = rows[1:]
-    lossy = [row for row in others if not row["strategy"].startswith("jacobi") and row["fewer"] >= 0.8]
-    lossless = [row for row in others if row["strategy"].startswith("jacobi")]
-    reached, near = [row for row in lossy if holds(row)], min(lossy, key=lambda row: row["gap"].value)
-    quarter = [row for row in lossless if row["fewer"] >= 0.75]
-    return "\n".join(
+    asked, accuracies = study.sampling, list(rows[0]["accuracy"])
+    held = [column for column in QUALITY if column in rows[-1]]
+    right = [*(f"accuracy.{each}" for each in accuracies), f"accuracy_difference.{accuracies[-1]}"]
+    return "\n\n".join(
         [
-            "- **At 80 % fewer passes or more, no accuracy falls by more than 1 point, FID rises by less than 3 %, and "
-            f"the fidelity gap is below 0.02 nats a token: {'reached' if reached else 'refuted'} by approximate "
-            f"decoding.** Settings that do all of it: {listed(reached)}. The smallest gap at so few passes is that of "
-            f"`{near['strategy']}`: {near['gap'].value:+.3f} [{near['gap'].low:+.3f}, {near['gap'].high:+.3f}] nats, "
-            f"worst accuracy {100 * min(d.value for d in near['accuracy_difference'].values()):+.1f} points, FID "
-            f"{near['fid_ratio'].value:.2f} of raster's.",
-            f"- **Lossless in a quarter of raster's passes: {'reached' if quarter else 'refuted'}.** {listed(quarter)}"
-            f" of {rows[0]['forward_passes']:.0f}, with raster's images.",
+            f"## {name}",
+            f"Guidance {asked.guidance_scale:g}, temperature {asked.temperature:g}; seconds of single images on "
+            f"{times['machine']}.",
+            tables.markdown(rows, COST),
+            tables.markdown(rows, ["strategy", *held, *right]),
+            f"![The first twelve prompts, a row a strategy](quality-{name}.png)\n",
         ]
     )
 
 
-def adaptive_against_fixed(rows: Sequence[Row]) -> str:
-    """The gap of each adaptive window, and that of fixed windows at as many passes, by linear interpolation."""
-    fixed = [row for row in rows if row["strategy"] in {f"zipar:{window}" for window in (1, 2, 3, 4)}]
-    grid = [row["forward_passes"] for row in fixed]
-    lines = []
-    for row in rows:
-        if not row["strategy"].startswith("adaptive"):
-            continue
-        passes = row["forward_passes"]
-        gap, fid = (np.interp(passes, grid, [each[name].value for each in fixed]) for name in ("gap", "fid_ratio"))
-        lines.append(
-            f"- `{row['strategy']}`: {passes:.1f} passes, gap {row['gap'].value:+.3f} "
-            f"[{row['gap'].low:+.3f}, {row['gap'].high:+.3f}], FID {row['fid_ratio'].value:.2f} of raster's; fixed "
-            f"windows at as many passes: gap {gap:+.3f}, FID {fid:.2f}."
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["emoji", "fashion"])
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=25)
     parser.add_argument("--timed", type=int, default=8, help="images that are timed, one at a time")
@@ -157,55 +124,19 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/quality"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     args = parser.parse_args()
-
-    directory = auto.find("emoji")
-    model = auto.load(directory, device="cpu")
-    study = Study(
-        model=model,
-        stamp=stamp(directory),
-        prompts=prompts(args.images),
-        sampling=model.defaults,
-        grid=model.grid(*model.image_size),
-        seed=SEED,
-        batch_size=args.batch_size,
-        folder=args.output / "batches",
-    )
-    strategies = [alone(names.parse(name)) for name in dict.fromkeys(["raster", *args.strategies])]
-    judge = Judge.load(directory / "judge")
-    reference = Reference(judge.features, Moments.load(directory / "judge" / "reference.safetensors"), 1000)
-    report = evaluate(
-        study, strategies, Graders(judge, reference), 12, lambda each, made: print(names.name(each), made, flush=True)
-    )
-    times = kept(args.output / "times.json", lambda: timed(study, strategies, args.timed))
-    rows = with_times(report.rows, times)
-    ties = kept(args.output / "near_ties.json", near_ties.measure)
-    zeros = kept(args.output / "unwritten_zeros.json", unwritten_zeros.measure)
-    grown = kept(args.output / "projections.json", projections.measure)
-
+    found = {name: studied(name, args) for name in args.models}
     args.docs.mkdir(exist_ok=True)
-    plots.save_curves(rows, args.docs / "quality.png")
-    shown = [
-        (row["strategy"], found) for row, found in zip(rows, report.pictures, strict=True) if row["strategy"] in SHOWN
-    ]
-    plots.save_sheet(*zip(*shown, strict=True), study.prompts, args.docs / "quality-images.png")  # type: ignore[call-arg]
+    for name, (study, report, _) in found.items():
+        titles = [row["strategy"] for row in report.rows]
+        plots.save_sheet(titles, report.pictures, study.prompts, args.docs / f"quality-{name}.png")
     text = (Path(__file__).parent / "quality.md").read_text(encoding="utf-8")
     filled = text.format(
         images=args.images,
-        machine=times["machine"],
-        timed=times["images"],
-        guidance=f"{model.defaults.guidance_scale:g}",
-        temperature=f"{model.defaults.temperature:g}",
-        nats=rows[0]["nats"],
-        verdict=verdict(rows),
-        cost=tables.markdown(rows, COST),
-        accuracy=tables.markdown(rows, ACCURACY),
-        adaptive=adaptive_against_fixed(rows),
-        near_ties=near_ties.table(ties),
-        unwritten_zeros=unwritten_zeros.table(zeros),
-        projections=projections.table(grown),
+        default=DEFAULT,
+        verdict="\n".join(verdict(name, report.rows) for name, (_, report, _) in found.items()),
+        sections="\n".join(section(name, *each) for name, each in found.items()),
     )
     (args.docs / "quality.md").write_text(filled, encoding="utf-8")
-    print(verdict(rows))
 
 
 if __name__ == "__main__":

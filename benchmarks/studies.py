@@ -5,7 +5,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from zipar.decoding.decodable import Prefix
+from zipar.decoding.jacobi import CoupledJacobi
 from zipar.decoding.strategy import Evaluated, Schedule, Step, Strategy
 from zipar.grid import TokenGrid
 from zipar.models.base import VisualModel
@@ -89,6 +90,11 @@ class Watching(Schedule):
 
     def first(self, rows: int) -> Schedule:
         return Watching(self.strategy, self.schedule.first(rows))
+
+
+def alone(strategy: Strategy) -> Strategy:
+    """``strategy`` with passes that do not depend on the batch."""
+    return replace(strategy, budget=ALONE) if isinstance(strategy, CoupledJacobi) else strategy
 
 
 def mean(values: Tensor) -> dict[str, float]:

@@ -15,7 +15,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from decoding import machine
-from studies import SEED, prompts
+from studies import SEED, alone, prompts
 from zipar.decoding import names
 from zipar.decoding.sampling import Sampling
 from zipar.evaluation import tables
@@ -53,7 +53,8 @@ def under(asked: Sampling, model: VisualModel, directory: Path, args: argparse.N
     )
     title = f"{directory.name}, temperature {asked.temperature:g}"
     title += f", guidance {asked.guidance_scale:g}" if asked.guided else ""
-    report = evaluate(study, args.strategies, Graders(), 0, lambda each, made: print(title, names.name(each), made))
+    strategies = [alone(names.parse(name)) for name in args.strategies]
+    report = evaluate(study, strategies, Graders(), 0, lambda each, made: print(title, names.name(each), made))
     return title, report.rows
 
 
