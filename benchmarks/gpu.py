@@ -118,6 +118,10 @@ class ForcedSchedule(Schedule):
         return self.inner.rejections
 
     @property
+    def shown(self) -> Tensor | None:  # type: ignore[override]
+        return self.inner.shown
+
+    @property
     def done(self) -> Tensor:
         return self.inner.done
 
@@ -156,10 +160,11 @@ def passes_of(strategy: Strategy, grid: TokenGrid, seeds: list[int], vocabulary:
         return strategy.passes(grid)
     schedule = strategy.schedule(grid, len(seeds), torch.device("cpu"))
     tokens = F.pad(grid.blank(), (0, 1)).repeat(len(seeds), 1)
-    draw, logits = Draw.of(Sampling(), seeds), torch.empty(1, 1, vocabulary)
+    draw, even = Draw.of(Sampling(), seeds), torch.zeros(())
     passes = torch.ones(len(seeds), dtype=torch.int64)
     while not schedule.done.all():
         step = schedule.plan(tokens)
+        logits = even.expand(*step.targets.shape, vocabulary)
         schedule.settle(tokens, Evaluated(step, logits, draw, passes))
         passes += 1
     return int(passes[0])

@@ -121,7 +121,7 @@ def calls(tiny_models, janus_directory, offline):
         "Raster": (zipar.Raster, {}),
         "Sampling": (zipar.Sampling, sampled),
         "TokenGrid": (zipar.TokenGrid, {"rows": 2, "columns": 2, "frames": 1, "row_end": None, "frame_end": ()}),
-        "ZipAR": (zipar.ZipAR, {"window": 2, "lookahead": 1, "first_row": "alone"}),
+        "ZipAR": (zipar.ZipAR, {"window": 2, "lookahead": 1, "first_row": "alone", "nats": 2.0}),
         "accelerate": (accelerate, {"model": janus, "strategy": None}),
         "generate": (generate, {"strategy": "zipar:1", "image_guidance_scale": 5.0}),
         "pipeline": (zipar.pipeline, loaded),
@@ -157,7 +157,8 @@ def calls(tiny_models, janus_directory, offline):
 
 
 def test_all_public_callables_are_walked(calls):
-    records = {"DecodingStats", "PipelineOutput", "Strategy", "ZipARError"}  # results, an interface, an exception
+    # results, an interface, an exception, a value
+    records = {"DecodingStats", "PipelineOutput", "Strategy", "ZipARError", "DEFAULT"}
     assert calls[0].keys() == set(zipar.__all__) - records
     for name, (function, known) in {**calls[0], "Pipeline.__call__": calls[1]["Pipeline.__call__"]}.items():
         if name not in ("accelerate", "generate"):
