@@ -59,28 +59,47 @@ def under(asked: Sampling, model: VisualModel, directory: Path, args: argparse.N
 
 
 def plot(found: Mapping[str, Rows], path: Path) -> None:
-    """Over the entropy of raster's images: passes, and surprise excess with its interval; a line a strategy."""
+    """Over the entropy of raster's images: passes, and surprise excess with its interval.
+
+    A colour a strategy, a marker a model, and a line through each model's temperatures.
+    """
     figure = Figure((11, 4.8), layout="constrained")
     passes, excess = figure.subplots(1, 2)
-    ordered = sorted(found.values(), key=lambda rows: rows[0]["entropy"].value)
-    nats = [rows[0]["entropy"].value for rows in ordered]
     excess.axhline(0, color="#6a737d", linewidth=1, linestyle=":")
     excess.axhspan(-0.02, 0.02, color="#6a737d", alpha=0.12)
-    for index, first in enumerate(ordered[0][1:], 1):
-        rows = [each[index] for each in ordered]
-        style = {
-            "marker": "o",
-            "markersize": 4,
-            "linewidth": 2.5 if first["strategy"] == names.name(names.DEFAULT) else 1,
-        }
-        passes.plot(nats, [100 * (1 - row["fewer"]) for row in rows], label=first["strategy"], **style)
-        values = [row["excess"].value for row in rows]
-        excess.errorbar(nats, values, [row["excess"].reach for row in rows], capsize=2, **style)
+    models = list(dict.fromkeys(title.split(",")[0] for title in found))
+    strategies = [row["strategy"] for row in next(iter(found.values()))]
+    for model, marker in zip(models, "os^Dv", strict=False):
+        runs = [rows for title, rows in found.items() if title.split(",")[0] == model]
+        runs.sort(key=lambda rows: rows[0]["entropy"].value)
+        nats = [rows[0]["entropy"].value for rows in runs]
+        for index, name in enumerate(strategies[1:], 1):
+            rows = [run[index] for run in runs]
+            bold = name == names.name(names.DEFAULT)
+            style: dict[str, Any] = {
+                "marker": marker,
+                "markersize": 5,
+                "linewidth": 2.5 if bold else 1,
+                "color": f"C{index - 1}",
+            }
+            label = name if model == models[0] else None
+            passes.plot(nats, [100 * (1 - row["fewer"]) for row in rows], label=label, **style)
+            reaches = [row["excess"].reach for row in rows]
+            excess.errorbar(nats, [row["excess"].value for row in rows], reaches, capsize=2, **style)
+        passes.plot([], [], marker, color="#6a737d", label=model)
     passes.set(xlabel="nats a token, raster order", ylabel="forward passes, % of raster's", ylim=(0, None))
     excess.set(xlabel="nats a token, raster order", ylabel="surprise excess, nats a token")
     for axis in (passes, excess):
         axis.grid(alpha=0.3)
-    figure.legend(*passes.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8, frameon=False)
+    handles, labels = passes.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda each: labels[each] in models)  # models last
+    figure.legend(
+        *([part[each] for each in order] for part in (handles, labels)),
+        loc="outside lower center",
+        ncols=9,
+        fontsize=8,
+        frameon=False,
+    )
     figure.savefig(path, dpi=150)
 
 
