@@ -103,10 +103,10 @@ def title(strategy: Strategy) -> str:
     match strategy:
         case ZipAR():
             words = f"ZipAR, window {strategy.window}"
-            if strategy.lookahead > 1:  # shorter, to leave room for the speedup
+            if strategy.nats is not None:  # shorter, to leave room for the speedup
+                words = f"ZipAR, {strategy.nats:g} nats"
+            elif strategy.lookahead > 1:
                 words = f"Window {strategy.window}, lookahead {strategy.lookahead}"
-            if strategy.nats is not None:
-                words += f", {strategy.nats:g} nats"
         case AdaptiveZipAR():
             words = f"Adaptive, window {strategy.min_window}"
         case CoupledJacobi():
