@@ -1,6 +1,6 @@
 """What strategies do to the images of the embedded models, and what they cost: writes docs/quality.md.
 
-    python benchmarks/quality.py --images 200
+    python benchmarks/quality.py --images 600
 
 Finished batches and timings stay in ``--output``: a run that was killed goes on where it was, and the document is
 written anew from them in seconds. Give the timings idle cores.
@@ -121,7 +121,7 @@ def section(name: str, study: Study, report: Report, times: Mapping[str, Any]) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["emoji", "fashion"])
-    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--images", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=25)
     parser.add_argument("--timed", type=int, default=8, help="images that are timed, one at a time")
     parser.add_argument("--strategies", nargs="+", default=STRATEGIES)
