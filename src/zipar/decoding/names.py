@@ -18,7 +18,7 @@ STRATEGIES: dict[str, type[Any]] = {
     "jacobi": CoupledJacobi,
 }
 DEFAULT = ZipAR(12, 16, "wave", 4.0)
-"""Of pipelines and accelerated models: the fastest whose images docs/quality.md finds as likely as raster's."""
+"""Of pipelines and accelerated models; docs/quality.md has what it does to images of models sure and unsure."""
 FORMS = (
     "raster",
     "zipar[:WINDOW[:LOOKAHEAD[:NATS]]][:FIRST_ROW]",
