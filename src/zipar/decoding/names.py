@@ -95,7 +95,7 @@ def name(strategy: Strategy) -> str:
         numbers.pop()
     first_row = getattr(strategy, "first_row", None)
     tail = [first_row] if first_row is not None and first_row != type(strategy).first_row else []  # type: ignore[attr-defined]
-    return ":".join([kind, *(f"{number:g}" for number in numbers), *tail])
+    return ":".join([kind, *(str(number).removesuffix(".0") for number in numbers), *tail])
 
 
 def title(strategy: Strategy) -> str:
