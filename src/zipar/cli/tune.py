@@ -74,7 +74,7 @@ def tune(
     from zipar.evaluation import report, tables, tuning
     from zipar.writing import write
 
-    limit = tuning.TOLERANCE if tolerance is None else real("tolerance", tolerance, lambda x: x > 0, "above 0")
+    limit = tuning.TOLERANCE if tolerance is None else real("tolerance", tolerance, lambda x: x > 0, "a number above 0")
     started = session.start(
         options.read_prompts(prompts),
         model=model,
