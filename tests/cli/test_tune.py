@@ -29,7 +29,6 @@ def test_anything_goes(tune, zipar, directory, plain):
     assert (code, err) == (0, "")
     record = choice(directory)
     best = names.parse(record["strategy"])
-    assert best.window == 1
     tried = {row["strategy"]: row for row in record["tried"]}
     assert record["strategy"] in tried
     assert record["strategy"] + " is the default of" in plain(out)

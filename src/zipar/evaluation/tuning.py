@@ -69,7 +69,7 @@ def search(measure: Callable[[ZipAR], Figures], columns: int, lookahead: int, to
     Drafts let rows follow closer, and each costs time, the more the more images are decoded together. So the lookahead
     is halved from the most on, and for each the narrowest window that is good enough is found by bisection, and tried
     with row 1 in the wave too: wider windows are taken to lose no more than narrower ones, and more drafts no more than
-    fewer. So is the window of the default, which is measured in nats.
+    fewer. So is the window of the default, which is measured in nats. Whatever was measured on the way may be found.
 
     Args:
         measure: makes images with a setting.
@@ -82,22 +82,27 @@ def search(measure: Callable[[ZipAR], Figures], columns: int, lookahead: int, to
     function("measure", measure)
     columns, lookahead = whole("columns", columns, 1), whole("lookahead", lookahead, 1)
     tolerance = real("tolerance", tolerance, lambda x: x > 0, "a number of nats above 0")
-    good: list[tuple[float, ZipAR]] = []
+    good: dict[ZipAR, float] = {}
+
+    def fits(setting: ZipAR) -> bool:
+        figures = measure(setting)
+        if figures.within(tolerance):
+            good[setting] = figures.seconds
+        return setting in good
+
     narrowest = 1
     while lookahead >= 1:
         enough = columns
         while narrowest < enough:
             middle = (narrowest + enough) // 2
-            if measure(ZipAR(middle, lookahead)).within(tolerance):
+            if fits(ZipAR(middle, lookahead)):
                 enough = middle
             else:
                 narrowest = middle + 1
-        settings = [replace(DEFAULT, lookahead=lookahead)] if columns > 1 else []
+        if columns > 1:
+            fits(replace(DEFAULT, lookahead=lookahead))
         if narrowest < columns:
-            settings += [ZipAR(narrowest, lookahead), ZipAR(narrowest, lookahead, "wave")]
-        for setting in settings:
-            figures = measure(setting)
-            if figures.within(tolerance):
-                good.append((figures.seconds, setting))
+            fits(ZipAR(narrowest, lookahead))
+            fits(ZipAR(narrowest, lookahead, "wave"))
         lookahead //= 2
-    return min(good, key=lambda found: found[0])[1] if good else None
+    return min(good, key=lambda setting: good[setting]) if good else None
