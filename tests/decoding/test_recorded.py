@@ -91,7 +91,7 @@ def recorded():
 def label(case):
     kind, strategy, grid, sampling, images = case
     place = "" if grid is None else f" {grid.frames}x{grid.rows}x{grid.columns} {grid.row_end} {len(grid.frame_end)}"
-    return f"{strategy} on {kind}{place}, {sampling}, {images} images"
+    return f"{strategy} on {kind}{place}, {sampling}, {images} images".replace(", frame_delay=None", "")
 
 
 @pytest.mark.parametrize("case", [*cases()], ids=label)

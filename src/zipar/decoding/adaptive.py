@@ -31,10 +31,13 @@ class AdaptiveZipAR(Strategy):
 
     min_window: int = 2
     first_row: Literal["alone", "wave"] = "alone"
+    frame_delay: int | None = None
 
     def __post_init__(self) -> None:
         keep(self, min_window=whole("min_window", self.min_window, 1))
         choice("first_row", self.first_row, ("alone", "wave"))
+        if self.frame_delay is not None:
+            keep(self, frame_delay=whole("frame_delay", self.frame_delay, 1))
 
     def schedule(self, grid: TokenGrid, rows: int, device: torch.device) -> Schedule:
         return Tentative(self, grid, rows, device)
@@ -43,7 +46,12 @@ class AdaptiveZipAR(Strategy):
         return grid.tokens
 
     def fewest_passes(self, grid: TokenGrid) -> int:
-        return ZipAR(self.min_window, first_row=self.first_row).passes(grid)
+        return self.static.passes(grid)
+
+    @property
+    def static(self) -> ZipAR:
+        """What it comes to when no token is rejected."""
+        return ZipAR(self.min_window, first_row=self.first_row, frame_delay=self.frame_delay)
 
 
 class Tentative(Wave):
@@ -56,9 +64,9 @@ class Tentative(Wave):
 
     def __init__(self, strategy: AdaptiveZipAR, grid: TokenGrid, rows: int, device: torch.device) -> None:
         alone = grid.row_end is None and strategy.first_row == "alone"
-        super().__init__(grid, rows, device, strategy.min_window, 1, alone)
+        super().__init__(grid, rows, device, strategy.min_window, 1, alone, strategy.static.timetable(grid))
         # below a tentative row, which holds one token, none starts; with a window of 1, all may
-        self.most = 1 if self.window > 1 else grid.rows
+        self.most = (1 if self.window > 1 else grid.rows) * self.overlapping
         self.width = min(max(self.width, self.most) + self.most, grid.slots)
         self._keep(rows, tentative=torch.zeros_like(self.settled[0], dtype=torch.bool))
 

@@ -1,6 +1,6 @@
 """What the engine asks of a model (see ``zipar.models.base.VisualModel``), and what it is given of a prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -18,16 +18,37 @@ class Prefix(NamedTuple):
     """(rows, length, dim), padded on the left."""
     valid: Tensor
     """bool (rows, length), False where padded."""
+    given: Tensor | None = None
+    """int64 (rows, grid.first): the tokens of given frames, whose embeddings are the last ones; None for none."""
+
+    @property
+    def opening(self) -> int:
+        """Slots of given frames."""
+        return 0 if self.given is None else self.given.shape[1]
+
+    @property
+    def prompt(self) -> int:
+        """Tokens before the first slot, padding included."""
+        return self.valid.shape[1] - self.opening
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each prompt, int64 (rows,)."""
+        return self.valid.sum(1) - self.opening
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Prefix":
+        """What becomes of all parts."""
+        return Prefix(change(self.embeddings), change(self.valid), None if self.given is None else change(self.given))
 
     def paired(self) -> "Prefix":
         """With guidance: each image's conditional and unconditional row side by side, as the engine has them."""
-        return Prefix(*(part.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1) for part in self))
+        return self.each(lambda part: part.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1))
 
     def of(self, image: int, images: int) -> "Prefix":
         """That of one of ``images``, cut to its own length."""
-        valid = self.valid[image::images]
-        length = int(valid.sum(1).max())
-        return Prefix(self.embeddings[image::images, -length:], valid[:, -length:])
+        mine = self.each(lambda part: part[image::images])
+        length = int(mine.valid.sum(1).max())
+        return Prefix(mine.embeddings[:, -length:], mine.valid[:, -length:], mine.given)
 
     @classmethod
     def joined(cls, alone: Sequence["Prefix"]) -> "Prefix":
@@ -36,7 +57,9 @@ class Prefix(NamedTuple):
         padding = [length - part.valid.shape[1] for part in alone]
         embeddings = [F.pad(part.embeddings, (0, 0, more, 0)) for part, more in zip(alone, padding, strict=True)]
         valid = [F.pad(part.valid, (more, 0)) for part, more in zip(alone, padding, strict=True)]
-        return cls(*(torch.stack(parts).transpose(0, 1).flatten(0, 1) for parts in (embeddings, valid)))
+        given = [part.given for part in alone if part.given is not None]
+        parts = (embeddings, valid, given) if given else (embeddings, valid)
+        return cls(*(torch.stack(part).transpose(0, 1).flatten(0, 1) for part in parts))
 
     def mask(self) -> Tensor:
         """The additive mask (rows, 1, length, length) of a prefill: causal, without the padding."""

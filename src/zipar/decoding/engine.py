@@ -91,12 +91,12 @@ def decode(
         raise refusal("cuda_graphs", cuda_graphs, f"False on device {str(prefix.embeddings.device)!r}")
     device, dtype, count = prefix.embeddings.device, prefix.embeddings.dtype, len(seeds)
     started, prefilling = _clock(device), 0.0
-    arrivals = {prefix.valid.shape[1]: [(range(count), prefix)]}
+    arrivals = {prefix.prompt: [(range(count), prefix)]}
     if deterministic:
         arrivals = {}
         for image in range(count):
             alone = prefix.of(image, count)
-            length = -(-alone.valid.shape[1] // PREFIX) * PREFIX
+            length = -(-alone.prompt // PREFIX) * PREFIX
             arrivals.setdefault(length, []).append((range(image, image + 1), alone))
     passes, expected, evaluated = 1, strategy.passes(grid), 0
     finished: dict[int, Finished] = {}

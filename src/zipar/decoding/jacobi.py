@@ -64,12 +64,13 @@ class Ahead(Schedule):
     def __init__(self, strategy: CoupledJacobi, grid: TokenGrid, rows: int, device: torch.device) -> None:
         self.lookahead, self.window, self.places = strategy.lookahead, strategy.window, Places.of(grid, device)
         self.budget = strategy.budget or BUDGETS[device.type == "cuda"]
+        self.first_slot = grid.first
         self._widths: dict[int, int] = {}
         super().__init__(self._width(), rows, device)
         self._keep(
             rows,
-            settled=torch.zeros(1, dtype=torch.int64, device=device),
-            drafted=~self.places.free | (self.places.slot == 0),
+            settled=torch.full((1,), grid.first, device=device),
+            drafted=~self.places.free | (self.places.slot == grid.first),
         )
 
     def first(self, rows: int) -> "Ahead":
@@ -82,7 +83,7 @@ class Ahead(Schedule):
     def _width(self) -> int:
         """The most slots that drafts reach, wherever the settled ones end."""
         if self.lookahead not in self._widths:
-            ends = self.places.slot[: self.places.last + 1, None].split(512)
+            ends = self.places.slot[self.first_slot : self.places.last + 1, None].split(512)
             self._widths[self.lookahead] = max(1, *(int(self._ahead(part).sum(1).max()) for part in ends))
         return self._widths[self.lookahead]
 

@@ -86,7 +86,7 @@ class Lane:
             strategy: which slots each pass evaluates.
             sampling: whether images are guided, and the filters; ``admit`` is told the rest.
             rows: images that it holds at most.
-            prefix: the longest prefix, in tokens.
+            prefix: the longest prompt, in tokens, without given frames.
             device, dtype: of the prefixes.
             deterministic: passes have one shape whatever the load, so that rounding does not depend on it.
             cuda_graphs: replay passes as CUDA graphs.
@@ -147,9 +147,13 @@ class Lane:
         Raises:
             ZipARError: they do not fit the lane.
         """
-        images, (count, length) = len(seeds), prefix.valid.shape
+        images, count, length, first = len(seeds), len(prefix.valid), prefix.prompt, self.grid.first
         if count != images * self.branches:
             raise ZipARError(f"{count} prefix rows do not fit {images} seeds with guidance {sampling.guidance_scale}")
+        if prefix.opening != first:
+            raise ZipARError(
+                f"a prefix of {prefix.opening} given tokens does not fit a grid of which {first} are given"
+            )
         if self.busy + images > self.rows or length > self.cache.prefix:
             raise ZipARError(
                 f"{images} images with prefixes of {length} tokens do not fit a lane of {self.rows} rows, {self.busy} "
@@ -162,7 +166,7 @@ class Lane:
             prefix = prefix.paired()
         rows = slice(self.busy, self.busy + images)
         theirs = slice(rows.start * self.branches, rows.stop * self.branches)
-        prompt = slice(self.cache.prefix - length, self.cache.prefix)
+        prompt = slice(self.cache.prefix - length, self.cache.prefix + first)
         self.cache.place(theirs, self._entries[prompt].expand(count, -1), prompt)
         with self._own_precision:
             logits = self.model.prefill(prefix, self.cache, prefix.mask())
@@ -176,10 +180,12 @@ class Lane:
         self.keys[rows] = slot_keys(draw.seeds, torch.arange(self.grid.slots + 1, device=self.keys.device)[None])
         self.written[theirs] = False
         self.written[theirs, prompt] = prefix.valid
-        self.lengths[theirs] = prefix.valid.sum(1)
+        self.lengths[theirs] = prefix.lengths
         self.tokens[rows], self.born[rows], self.scores[rows], self.passes[rows] = self._blank, 0, 0, 0
         self.schedule.reset(rows)
-        self._draw(rows, logits, torch.zeros_like(self.passes[rows, None]))
+        if prefix.given is not None:
+            self.tokens[rows, :first] = prefix.given[:: self.branches]
+        self._draw(rows, logits, torch.full_like(self.passes[rows, None], first))
         self.passes[rows] = 1
         tickets = range(self._tickets, self._tickets + images)
         self._tickets += images

@@ -1,4 +1,4 @@
-"""Strategies by name: ``raster``, ``zipar:WINDOW:LOOKAHEAD:NATS:FIRST_ROW``, ``jacobi:LOOKAHEAD``..."""
+"""Strategies by name: ``raster``, ``zipar:WINDOW:LOOKAHEAD:NATS:FIRST_ROW@FRAME_DELAY``, ``jacobi:LOOKAHEAD``..."""
 
 from dataclasses import fields
 from typing import Any
@@ -21,8 +21,8 @@ DEFAULT = ZipAR(12, 16, "wave", 4.0)
 """Of pipelines and accelerated models; docs/quality.md has what it does to images of models sure and unsure."""
 FORMS = (
     "raster",
-    "zipar[:WINDOW[:LOOKAHEAD[:NATS]]][:FIRST_ROW]",
-    "adaptive[:WINDOW][:FIRST_ROW]",
+    "zipar[:WINDOW[:LOOKAHEAD[:NATS]]][:FIRST_ROW][@FRAME_DELAY]",
+    "adaptive[:WINDOW][:FIRST_ROW][@FRAME_DELAY]",
     "jacobi[:LOOKAHEAD[:WINDOW]]",
 )
 """What ``parse`` takes; numbers are in the order of each strategy's fields."""
@@ -36,12 +36,13 @@ def parse(text: str) -> Strategy:
     """
     if not isinstance(text, str):
         raise refusal("strategy", text, f"a text: {', '.join(FORMS)}")
-    kind, *arguments = text.strip().lower().split(":")
+    words, at, delay = text.strip().lower().partition("@")
+    kind, *arguments = words.split(":")
     names = _numbers(kind) if kind in STRATEGIES else []
-    given: dict[str, str] = {}
+    given: dict[str, str] = {"frame_delay": delay} if at else {}
     if arguments and not arguments[-1][:1].isdecimal() and "first_row" in _fields(kind):
         given["first_row"] = arguments.pop()
-    if kind not in STRATEGIES or len(arguments) > len(names):
+    if kind not in STRATEGIES or len(arguments) > len(names) or not given.keys() <= _fields(kind).keys():
         raise ZipARError(f"strategy {shown(text)} is unknown: use {', '.join(FORMS)}")
     return make(kind, **given, **dict(zip(names, arguments, strict=False)))
 
@@ -65,6 +66,7 @@ def make(
     lookahead: int | str | None = None,
     first_row: str | None = None,
     nats: float | str | None = None,
+    frame_delay: int | str | None = None,
 ) -> Strategy:
     """The strategy of that kind, with its own defaults for what is None.
 
@@ -72,7 +74,13 @@ def make(
         ZipARError: something is given that it does not have, or that is not possible.
     """
     given: dict[str, Any] = {}
-    asked = {"window": window, "lookahead": lookahead, "first_row": first_row, "nats": nats}
+    asked = {
+        "window": window,
+        "lookahead": lookahead,
+        "first_row": first_row,
+        "nats": nats,
+        "frame_delay": frame_delay,
+    }
     for name, value in asked.items():
         if value is None:
             continue
@@ -95,7 +103,9 @@ def name(strategy: Strategy) -> str:
         numbers.pop()
     first_row = getattr(strategy, "first_row", None)
     tail = [first_row] if first_row is not None and first_row != type(strategy).first_row else []  # type: ignore[attr-defined]
-    return ":".join([kind, *(str(number).removesuffix(".0") for number in numbers), *tail])
+    delay = getattr(strategy, "frame_delay", None)
+    at = "" if delay is None else f"@{delay}"
+    return ":".join([kind, *(str(number).removesuffix(".0") for number in numbers), *tail]) + at
 
 
 def title(strategy: Strategy) -> str:
@@ -114,7 +124,9 @@ def title(strategy: Strategy) -> str:
             words += f", window {strategy.window}" if strategy.window else ""
         case _:
             words = "Raster order"
-    return words + (", wave" if getattr(strategy, "first_row", None) == "wave" else "")
+    words += ", wave" if getattr(strategy, "first_row", None) == "wave" else ""
+    delay = getattr(strategy, "frame_delay", None)
+    return words + ("" if delay is None else f", frames every {delay}")
 
 
 def _fields(kind: str) -> dict[str, str]:
@@ -124,4 +136,4 @@ def _fields(kind: str) -> dict[str, str]:
 
 
 def _numbers(kind: str) -> list[str]:
-    return [each for each in _fields(kind) if each not in ("first_row", "budget")]
+    return [each for each in _fields(kind) if each not in ("first_row", "budget", "frame_delay")]

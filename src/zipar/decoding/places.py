@@ -14,6 +14,8 @@ class Places(NamedTuple):
     slot: Tensor
     free: Tensor
     """Whether the slot is to be decoded."""
+    known: Tensor
+    """Whether it holds a token that stands between rows or frames."""
     rank: Tensor
     """Free slots up to this one."""
     row: Tensor
@@ -21,7 +23,7 @@ class Places(NamedTuple):
     column: Tensor
     """0 for known slots."""
     above: Tensor
-    """The slot a draft is copied from: above or, in the first row, of the frame before or to the left."""
+    """The slot a draft is copied from: the same place one frame earlier; in the first frame, above or to the left."""
     next_free: Tensor
     """The first free slot after this one, else ``last``."""
     last: int
@@ -30,21 +32,23 @@ class Places(NamedTuple):
     @classmethod
     def of(cls, grid: TokenGrid, device: torch.device) -> "Places":
         rows = grid.frames * grid.rows
-        free = grid.free()
+        free, places = grid.free(), grid.places()
         slot = torch.arange(grid.slots + 1)
         is_free = torch.zeros(grid.slots + 1, dtype=torch.bool)
         is_free[free.flatten()] = True
+        is_place = torch.zeros(grid.slots + 1, dtype=torch.bool)
+        is_place[places.flatten()] = True
+        known = ~is_place & (slot < grid.slots)
         rank = is_free.cumsum(0)
         order = rank.clamp(max=grid.tokens - 1)  # of the free slot that comes next
-        row = torch.where(is_free, rank - 1, rank) // grid.columns
+        place = is_place.cumsum(0)
+        row = torch.where(is_place, place - 1, place) // grid.columns
         above = slot.clone()
-        above[free[0, 0, 1:]] = free[0, 0, :-1]
-        above[free[1:, 0]] = free[:-1, 0]
-        above[free[:, 1:]] = free[:, :-1]
-        column = torch.where(is_free, (rank - 1) % grid.columns, 0)
+        above[places[0, 0, 1:]] = places[0, 0, :-1]
+        above[places[0, 1:]] = places[0, :-1]
+        above[places[1:]] = places[:-1]
+        column = torch.where(is_place, (place - 1) % grid.columns, 0)
         last = int(free.max())
         next_free = free.flatten()[order]
-        slot, is_free, rank, row, column, above, next_free = (
-            table.to(device) for table in (slot, is_free, rank, row.clamp(max=rows), column, above, next_free)
-        )
-        return cls(slot, is_free, rank, row, column, above, next_free, last)
+        tables = (slot, is_free, known, rank, row.clamp(max=rows), column, above, next_free)
+        return cls(*(table.to(device) for table in tables), last)

@@ -14,4 +14,4 @@ class Raster(StaticStrategy):
     """Every token after all those before it, as the models were trained: ``grid.tokens`` passes."""
 
     def timetable(self, grid: TokenGrid) -> Tensor:
-        return torch.arange(grid.tokens).view(grid.frames, grid.rows, grid.columns)
+        return torch.arange(grid.tokens).view(-1, grid.rows, grid.columns)

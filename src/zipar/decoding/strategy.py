@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from zipar.decoding.sampling import Draw, Sampling
@@ -141,12 +142,15 @@ class StaticStrategy(Strategy):
 
     @abstractmethod
     def timetable(self, grid: TokenGrid) -> Tensor:
-        """The pass that decodes each token, int64 (frames, rows, columns); the first one's is 0."""
+        """The pass that decodes each token, int64 (frames to decode, rows, columns); the first one's is 0."""
 
     def stand_in(self, times: Tensor, frame: int, row: int) -> tuple[int, int, int]:
-        """The token fed in place of the last one of ``row - 1`` when ``row`` starts before that is decoded.
+        """The token fed in place of the one before ``row`` when that starts before it is decoded.
 
-        Returns its (frame, row, column). Only asked for where the grid has no row-end tokens.
+        Args:
+            times: the timetable, -1 for given frames: int64 (frames, rows, columns).
+
+        Returns its (frame, row, column). Only asked for where no known token is before the row.
         """
         raise ValueError(f"{type(self).__name__} starts no row before the one above it is complete")
 
@@ -155,25 +159,30 @@ class StaticStrategy(Strategy):
 
         A token is fed when its successor is to be sampled, and when it is final: at that pass at the
         latest its own keys and values take the place of those of a stand-in, or of those computed
-        with less context. Nothing is fed that no later pass would see.
+        with less context. Known tokens before a row are fed with it. Nothing is fed that no later pass would see.
         """
-        times = self.timetable(grid)
-        free, nowhere = grid.free(), grid.slots
-        decoded: dict[int, int] = dict(zip(free.flatten().tolist(), times.flatten().tolist(), strict=True))
+        times = F.pad(self.timetable(grid), (0, 0, 0, 0, grid.given, 0), value=-1)
+        places, nowhere = grid.places(), grid.slots
+        decoded: dict[int, int] = dict(zip(places.flatten().tolist(), times.flatten().tolist(), strict=True))
         last_pass = max(decoded.values())
         plan: list[list[tuple[int, int, int]]] = [[] for _ in range(last_pass + 1)]
-        final = 0
-        for slot in range(grid.slots - 1):
-            final = decoded[slot] + 1 if slot in decoded else final
-            sampled = decoded.get(slot + 1)
-            if sampled is not None:
-                source = slot
-                if decoded.get(slot, -1) >= sampled:
-                    frame, place = divmod(slot + 1, grid.frame_stride)
-                    source = int(free[self.stand_in(times, frame, place // grid.row_stride)])
-                plan[sampled].append((slot, source, slot + 1))
-            if sampled != final and final <= last_pass:
-                plan[final].append((slot, slot, nowhere))
+        final, used = [0] * (grid.slots + 1), [last_pass + 1] * (grid.slots + 1)
+        for slot in range(grid.first, grid.slots):
+            final[slot] = decoded[slot] + 1 if slot in decoded else final[slot - 1]
+        for slot in reversed(range(grid.first, grid.slots - 1)):
+            known = slot not in decoded
+            used[slot] = decoded.get(slot + 1, used[slot + 1] if known else last_pass + 1)
+        for slot in range(grid.first, grid.slots - 1):
+            target = slot + 1 if slot + 1 in decoded else nowhere
+            source = slot
+            if target < nowhere and decoded.get(slot, -1) >= used[slot]:
+                frame, place = divmod(target, grid.frame_stride)
+                source = int(places[self.stand_in(times, frame, place // grid.row_stride)])
+            feeds = {final[slot]: (slot, slot, nowhere)}
+            if used[slot] < final[slot] or target < nowhere:
+                feeds[used[slot]] = (slot, source, target)
+            for number in feeds.keys() & {*range(last_pass + 1)}:
+                plan[number].append(feeds[number])
         return plan
 
     def schedule(self, grid: TokenGrid, rows: int, device: torch.device) -> Schedule:

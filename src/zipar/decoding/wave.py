@@ -21,32 +21,50 @@ class Wave(Schedule):
     """Grid rows that the pass before completed, bool (images, grid rows)."""
 
     def __init__(
-        self, grid: TokenGrid, rows: int, device: torch.device, window: int, reach: int, first_row_alone: bool
+        self,
+        grid: TokenGrid,
+        rows: int,
+        device: torch.device,
+        window: int,
+        reach: int,
+        first_row_alone: bool,
+        timetable: Tensor,
     ) -> None:
-        """``window``: the least that a row ever follows; ``reach``: the most tokens of one that a pass evaluates."""
+        """
+        Args:
+            window: the least that a row ever follows the one above it.
+            reach: the most tokens of a row that a pass evaluates.
+            first_row_alone: whether row 1 of a frame waits until row 0 is complete.
+            timetable: of a static strategy, which says how frames follow each other.
+        """
         self.grid, self.window = grid, min(window, grid.columns)
+        self.follows, self.distance = (part.to(device) for part in _followed(timetable, grid.given))
         # a started row that is not complete holds ``window`` tokens fewer than the one above it, or more; and one row
-        # at most was completed by the pass before, whose end is fed with the known tokens behind it
-        started = min((grid.columns - 1) // self.window + 1, grid.frames * grid.rows)
-        behind = grid.row_stride - grid.columns + len(grid.frame_end)
-        width = min(started * min(reach, grid.columns) + 1 + behind, grid.slots)
-        super().__init__(width, rows, device)
+        # at most of a frame was completed by the pass before, whose end is fed with the known tokens behind it
+        started = min((grid.columns - 1) // self.window + 1, grid.rows)
+        behind = grid.frame_stride - grid.rows * grid.row_stride + grid.row_stride - grid.columns
+        self.overlapping = _overlapping(self.follows, self.distance, grid)
+        together = started * min(reach, grid.columns) + 1 + behind
+        if self.overlapping > 1:
+            together += behind  # what is before a frame that starts early is fed with its first token
+        super().__init__(min(together * self.overlapping, grid.slots), rows, device)
         self.number = number = torch.arange(grid.frames * grid.rows, device=device)
         self.column = torch.arange(grid.columns, device=device)
         self.places = Places.of(grid, device)
-        self.slots = grid.free().flatten(0, 1).to(device)
+        self.slots = grid.places().flatten(0, 1).to(device)
         """Slots (grid rows, columns)."""
         self.opens_frame = number % grid.rows == 0
         self.frame_start = number - number % grid.rows
-        self.alone = self.opens_frame | (first_row_alone & (number % grid.rows == 1))
+        self.alone = (number % grid.rows == 1) & first_row_alone
         """Grid rows that start once the row above is complete, (grid rows,)."""
         self.ends_row = torch.full((grid.slots + 1,), len(number), device=device)
         """The grid row that a slot is the last token of, or known after; else the number of rows."""
         self.ends_row[self.slots[:, -1]] = number
-        known = ~self.places.free & (self.places.slot < self.places.last)
+        known = self.places.known & (self.places.slot < self.places.last)
         self.ends_row[known] = self.places.row[known] - 1
-        settled = (number == 0).long()
-        self._keep(rows, settled=settled, closing=settled == grid.columns)
+        decoded = grid.given * grid.rows
+        settled = (number == decoded).long().where(number >= decoded, grid.columns)
+        self._keep(rows, settled=settled, closing=(settled == grid.columns) & (number >= decoded))
 
     @property
     def done(self) -> Tensor:
@@ -54,16 +72,16 @@ class Wave(Schedule):
 
     def wanted(self, reach: int) -> Tensor:
         """The next ``reach`` tokens of every grid row that has started, bool (images, grid rows, columns)."""
-        started = torch.where(self.alone, self._above() == self.grid.columns, self.allowed() > 0)[..., None]
+        started = (~self.alone | (self._above() == self.grid.columns)) & (self._bound() > 0)
         settled = self.settled[..., None]
-        return started & (settled <= self.column) & (self.column < settled + reach)
+        return started[..., None] & (settled <= self.column) & (self.column < settled + reach)
 
     def step(self, wanted: Tensor) -> Step:
         """The pass that evaluates ``wanted`` tokens; where a row is complete, its end is fed once more."""
         nowhere = self.grid.slots
         is_target = torch.zeros(len(wanted), nowhere + 1, dtype=torch.bool, device=wanted.device)
         is_target[:, self.slots.flatten()] = wanted.flatten(1)
-        fed = is_target.roll(-1, 1)
+        fed = is_target.roll(-1, 1) | (self.places.known & is_target[:, self.places.next_free])
         fed |= F.pad(self.closing, (0, 1))[:, self.ends_row]
         fed[:, self.places.last :] = False
         idle = nowhere - 1
@@ -73,8 +91,7 @@ class Wave(Schedule):
 
     def advance(self, counts: Tensor) -> None:
         """Take over how many tokens rows hold, int64 (images, grid rows), as far as the rows above let them."""
-        allowed = self.allowed().where(~self.complete_above(), self.grid.columns)
-        counts = counts.minimum(allowed.maximum(self.settled))
+        counts = counts.minimum(self._bound().maximum(self.settled))
         self.closing.copy_((counts == self.grid.columns) & (self.settled < counts))
         self.settled.copy_(counts)
 
@@ -86,8 +103,15 @@ class Wave(Schedule):
         return self._above() - self.window + 1
 
     def complete_above(self) -> Tensor:
-        """Whether a row has all the context that raster decoding would give it, bool (images, grid rows)."""
+        """Whether the row above, of the same frame, is complete, bool (images, grid rows)."""
         return (self._above() == self.grid.columns) | self.opens_frame
+
+    def _bound(self) -> Tensor:
+        """How many tokens each row may hold, int64 (images, grid rows)."""
+        columns = self.grid.columns
+        within = self.allowed().where(~self.complete_above(), columns)
+        followed = self.settled[:, self.follows]
+        return within.minimum((followed - self.distance + 1).where(followed < columns, columns))
 
     def _above(self) -> Tensor:
         """Settled tokens of the row above each, (images, rows); the first row counts as below a complete one."""
@@ -103,9 +127,36 @@ class Wave(Schedule):
         early = (targets < self.grid.slots) & (self.places.column[targets] == 0)
         row = row.where(early, 0)
         early &= self._above().gather(1, row) < self.grid.columns
-        complete = self.number.where(self.settled == self.grid.columns, -1).cummax(1).values
-        nearest = complete.gather(1, (row - 2).clamp(min=0)).where(row >= 2, -1)
         above = (row - 1).clamp(min=0)
-        newest = self.slots[above, (self.settled.gather(1, above) - 1).clamp(min=0)]
-        stand_in = self.slots[nearest.clamp(min=0), -1].where(nearest >= self.frame_start[row], newest)
+        start = self.frame_start[above]
+        complete = self.number.where(self.settled == self.grid.columns, -1).cummax(1).values.gather(1, above)
+        held = self.number.where(self.settled > 0, -1).cummax(1).values.gather(1, above)
+        nearest = complete.where(complete >= start, held)
+        stand_in = self.slots[nearest, self.settled.gather(1, nearest) - 1]
         return stand_in.where(early, queries)
+
+
+def _followed(timetable: Tensor, given: int) -> tuple[Tensor, Tensor]:
+    """The row of the frame before that each row follows, and by how many tokens, int64 (grid rows,) each.
+
+    It is the newest one that has started when the row does. Given frames, and the first one after them, wait for none:
+    they follow themselves, by less than nothing.
+    """
+    starts = timetable[..., 0]
+    frames, rows = starts.shape
+    number = torch.arange((given + frames) * rows).view(-1, rows)
+    distance = torch.full_like(number, 1 - timetable.shape[2])
+    newest = (starts[:-1, None] < starts[1:, :, None]).sum(-1) - 1
+    distance[given + 1 :] = starts[1:] - starts[:-1].gather(1, newest)
+    number[given + 1 :] = number[given:-1].gather(1, newest)
+    return number.flatten(), distance.flatten()
+
+
+def _overlapping(follows: Tensor, distance: Tensor, grid: TokenGrid) -> int:
+    """How many frames may be under way at once: so many after the first, the first is sure to be complete."""
+    row, held = (grid.frames - 1) * grid.rows, 1
+    for frames in range(1, grid.frames - grid.given):
+        row, held = int(follows[row]), min(held - 1 + int(distance[row]), grid.columns)
+        if held == grid.columns and row % grid.rows == grid.rows - 1:
+            return frames
+    return grid.frames - grid.given

@@ -27,6 +27,11 @@ class ZipAR(StaticStrategy):
     is decoded to its end before row 1 starts (the authors' way, 2 * columns + (rows - 2) * window
     passes), with ``"wave"`` it is not. Grids with row-end tokens need no stand-in and always use the wave.
 
+    With a ``frame_delay``, a frame starts so many passes after the one before, and the frames of a clip advance
+    together too: a delay of a row's columns starts it when row 0 of the one before is complete, one of
+    rows * window is diagonal decoding (Ye et al., arXiv 2503.14070). With None it starts when that is complete.
+    What strategies that depend on the image wait for is the token that this timetable has decoded just before.
+
     With a ``lookahead``, started rows draft so many tokens ahead, and keep those that come true.
 
     With ``nats``, the window is measured in information: it ends, ``NARROWEST`` tokens or more beyond (i, j), where its
@@ -41,10 +46,13 @@ class ZipAR(StaticStrategy):
     lookahead: int = 1
     first_row: Literal["alone", "wave"] = "alone"
     nats: float | None = None
+    frame_delay: int | None = None
 
     def __post_init__(self) -> None:
         keep(self, window=whole("window", self.window, 1), lookahead=whole("lookahead", self.lookahead, 1))
         choice("first_row", self.first_row, ("alone", "wave"))
+        if self.frame_delay is not None:
+            keep(self, frame_delay=whole("frame_delay", self.frame_delay, 1))
         if self.nats is not None:
             keep(
                 self,
@@ -57,9 +65,9 @@ class ZipAR(StaticStrategy):
         return Drafted(self, grid, rows, device)
 
     def fewest_passes(self, grid: TokenGrid) -> int:
-        if self.nats is not None:
-            return replace(self, window=min(self.window, NARROWEST), nats=None).fewest_passes(grid)
-        return super().fewest_passes(grid) if self.lookahead == 1 else Strategy.fewest_passes(self, grid)
+        if self.nats is None and self.lookahead == 1:
+            return super().fewest_passes(grid)
+        return Strategy.fewest_passes(self if self.nats is None else replace(self, nats=0.0), grid)
 
     def timetable(self, grid: TokenGrid) -> Tensor:
         window = min(self.window, grid.columns)
@@ -67,15 +75,18 @@ class ZipAR(StaticStrategy):
         if grid.row_end is None and self.first_row == "alone":
             starts[1:] += grid.columns - window
         frame = starts[:, None] + torch.arange(grid.columns)
-        return frame + torch.arange(grid.frames)[:, None, None] * (frame.max() + 1)
+        whole_frame = int(frame.max()) + 1
+        delay = whole_frame if self.frame_delay is None else min(self.frame_delay, whole_frame)
+        return frame + torch.arange(grid.frames - grid.given)[:, None, None] * delay
 
     def stand_in(self, times: Tensor, frame: int, row: int) -> tuple[int, int, int]:
-        """The nearest decoded token in the last column above the missing one, else the newest of row - 1."""
+        """The nearest decoded token in the last column above the missing one, else the newest of its frame."""
         now = times[frame, row, 0]
-        complete = (times[frame, : row - 1, -1] < now).nonzero()
-        if len(complete):
-            return frame, int(complete[-1]), times.shape[2] - 1
-        return frame, row - 1, int((times[frame, row - 1] < now).sum()) - 1
+        frame, row = divmod(frame * times.shape[1] + row - 1, times.shape[1])
+        held = (times[frame, : row + 1] < now).sum(-1)
+        complete = (held == times.shape[2]).nonzero()
+        above = int((complete if len(complete) else held.nonzero())[-1])
+        return frame, above, int(held[above]) - 1
 
 
 NARROWEST = 2
@@ -100,9 +111,9 @@ class Drafted(Wave):
     def __init__(self, strategy: ZipAR, grid: TokenGrid, rows: int, device: torch.device) -> None:
         alone = grid.row_end is None and strategy.first_row == "alone"
         least = strategy.window if strategy.nats is None else min(strategy.window, NARROWEST)
-        super().__init__(grid, rows, device, least, strategy.lookahead, alone)
+        super().__init__(grid, rows, device, least, strategy.lookahead, alone, strategy.timetable(grid))
         self.widest, self.nats, self.lookahead = min(strategy.window, grid.columns), strategy.nats, strategy.lookahead
-        known = ~self.places.free | (self.places.slot == 0)
+        known = ~self.places.free | (self.places.slot == grid.first)
         shown = known.clone()
         shown[self.slots[:, -1]] = True  # fed as stand-ins, or once they are settled
         surprise = torch.zeros(self.slots.shape, device=device)

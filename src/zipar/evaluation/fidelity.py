@@ -76,13 +76,13 @@ def likelihood(
     if sampling.guided:
         prefix = prefix.paired()
     draw = Draw.of(sampling, [0] * len(tokens), device)
-    cache = SlotCache(model.layers, rows, length, grid.slots)
+    cache = SlotCache(model.layers, rows, prefix.prompt, grid.slots)
     everything, prompt = slice(0, rows), torch.arange(length, device=device)
     slots = torch.arange(grid.slots, device=device)
     free = torch.zeros(grid.slots, dtype=torch.bool, device=device)
     free[grid.free().flatten().to(device)] = True
     fed = tokens.repeat_interleave(2 if sampling.guided else 1, 0)
-    lengths = prefix.valid.sum(1)
+    lengths = prefix.lengths
 
     filtered = sampling.greedy or sampling.top_k > 0 or sampling.top_p < 1
 
@@ -106,13 +106,14 @@ def likelihood(
     cache.place(everything, prompt.expand(rows, -1), slice(length))
     with own_precision:
         logits = model.prefill(prefix, cache, prefix.mask())
-    total = weigh(logits, 0)
-    for queries in slots[:-1].split(chunk):
+    total = weigh(logits, grid.first)
+    for queries in slots[grid.first : -1].split(chunk):
         extent = int(queries[-1]) + 1
         seen = (slots[:extent] <= queries[:, None]).expand(rows, -1, -1)
-        seen = torch.cat([prefix.valid[:, None].expand(-1, len(queries), -1), seen], dim=-1)
+        prompted = prefix.valid[:, None, : prefix.prompt].expand(-1, len(queries), -1)
+        seen = torch.cat([prompted, seen], dim=-1)
         slots_fed = queries.expand(rows, -1)
-        cache.place(everything, length + slots_fed, slice(length + extent))
+        cache.place(everything, prefix.prompt + slots_fed, slice(prefix.prompt + extent))
         with own_precision:
             logits = model.step(fed[:, queries], slots_fed, lengths, cache, additive(seen, dtype))
         total = total + weigh(logits, int(queries[0]) + 1)

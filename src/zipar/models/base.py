@@ -226,6 +226,60 @@ class VisualModel(ABC, nn.Module):
         """
 
 
+class VideoModel(VisualModel):
+    """A model that writes a clip: the token grids of its frames, one after the other.
+
+    A frame of tokens may stand for several of pixels.
+    """
+
+    frames: int
+    """Of pixels, in the clips it makes unless told otherwise."""
+    fps: float
+    """Frames of pixels a second, as it was trained."""
+    context: int
+    """Frames of pixels that it sees at most. Clips go on past them: the last ones are given anew, see ``carried``."""
+
+    @abstractmethod
+    def clip(self, height: int, width: int, frames: int, given: int = 0) -> TokenGrid:
+        """The token grid of a clip of ``frames`` frames of pixels, the first ``given`` of which come with the prompt.
+
+        Raises:
+            ZipARError: the model makes no such clips.
+        """
+
+    def grid(self, height: int, width: int) -> TokenGrid:
+        return self.clip(height, width, self.frames)
+
+    @abstractmethod
+    def prefix(
+        self,
+        prompts: Sequence[str],
+        negative_prompts: Sequence[str] | None,
+        guided: bool,
+        grid: TokenGrid,
+        given: Tensor | None = None,
+    ) -> Prefix:
+        """As for images; ``given`` are the codes of the grid's given frames, int64 (clips, given, rows, columns)."""
+
+    @abstractmethod
+    def read(self, pixels: Tensor) -> Tensor:
+        """uint8 pixels (clips, frames, height, width, 3) -> codes, int64 (clips, frames of tokens, rows, columns)."""
+
+    @abstractmethod
+    def pixels(self, tokens: Tensor) -> Tensor:
+        """Codes (clips, frames of tokens, rows, columns) -> uint8 pixels (clips, frames, height, width, 3)."""
+
+    def carried(self, tokens: Tensor, pixels: Tensor) -> tuple[Tensor, int]:
+        """What a clip goes on from: codes of its last frames, and how many frames of pixels these stand for.
+
+        Args:
+            tokens: codes of the clip so far, as ``pixels`` takes them.
+            pixels: what they stand for, as ``read`` takes them.
+        """
+        last = max(1, self.context // 2)
+        return tokens[:, -last:], last
+
+
 def configured(defaults: Sampling, config: Any) -> Sampling:
     """``defaults``, but greedy where a generation config of transformers asks for it."""
     return replace(defaults, temperature=0.0) if config.do_sample is False else defaults
