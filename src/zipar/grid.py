@@ -93,7 +93,7 @@ class TokenGrid:
         return frame + row + torch.arange(self.columns)
 
     def pick(self, sequences: Tensor) -> Tensor:
-        """What (images, slots) sequences hold of frames: (images, rows, columns), or (images, frames, rows, columns)."""
+        """The frames in (images, slots) sequences: (images, rows, columns), or (images, frames, rows, columns)."""
         picked = sequences[:, self.places().to(sequences.device)]
         return picked[:, 0] if self.frames == 1 else picked
 

@@ -18,6 +18,7 @@ from zipar.conversion.published import Weights, count, in_format, read_pickle, s
 from zipar.decoding.sampling import Sampling
 from zipar.errors import ZipARError
 from zipar.image_tokenizers.vq import VQConfig, VQModel
+from zipar.models.clips import Clips
 from zipar.models.llamagen import LlamaGen, LlamaGenConfig, Transformer, load_text_encoder
 from zipar.writing import new_directory
 
@@ -61,6 +62,8 @@ def write(model: LlamaGen, directory: Path, dtype: torch.dtype | None = None) ->
         "image_tokenizer": dataclasses.asdict(model.image_tokenizer.config),
         "sampling": dataclasses.asdict(model.defaults),
     }
+    if isinstance(model, Clips):
+        config["clip"] = {"frames": model.frames, "fps": model.fps, "rope_base": model.rope_base}
     with new_directory(directory) as scratch:
         (scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for name, module in (("decoder", model.decoder), ("image_tokenizer", model.image_tokenizer)):

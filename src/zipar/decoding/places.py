@@ -50,5 +50,7 @@ class Places(NamedTuple):
         column = torch.where(is_place, (place - 1) % grid.columns, 0)
         last = int(free.max())
         next_free = free.flatten()[order]
-        tables = (slot, is_free, known, rank, row.clamp(max=rows), column, above, next_free)
-        return cls(*(table.to(device) for table in tables), last)
+        slot, is_free, known, rank, row, column, above, next_free = (
+            table.to(device) for table in (slot, is_free, known, rank, row.clamp(max=rows), column, above, next_free)
+        )
+        return cls(slot, is_free, known, rank, row, column, above, next_free, last)

@@ -10,13 +10,16 @@ from zipar.checkpoints.files import is_directory, read_config
 from zipar.errors import ZipARError, reason
 from zipar.models import quantization
 from zipar.models.base import VisualModel
+from zipar.models.clips import Clips
 from zipar.models.emu3 import Emu3
 from zipar.models.janus import Janus
 from zipar.models.llamagen import LlamaGen
 from zipar.models.lumina_mgpt import Anole, LuminaMGPT
 from zipar.models.packing import pack
 
-FAMILIES: dict[str, type[VisualModel]] = {model.family: model for model in (LlamaGen, Janus, Emu3, LuminaMGPT, Anole)}
+FAMILIES: dict[str, type[VisualModel]] = {
+    model.family: model for model in (LlamaGen, Janus, Emu3, LuminaMGPT, Anole, Clips)
+}
 
 
 def load(

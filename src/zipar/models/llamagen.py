@@ -204,7 +204,8 @@ class LlamaGen(VisualModel):
     def prefill(self, prefix: Prefix, cache: SlotCache, mask: Tensor) -> Tensor:
         self._follow(self.decoder)
         self.rotary = self.rotary.to(self.device)
-        rotary = prefix_rotary(self.decoder.config, prefix.valid.shape[1]).to(self.device)[None]
+        prompt = prefix_rotary(self.decoder.config, prefix.prompt).to(self.device)
+        rotary = torch.cat([prompt, self.rotary[: prefix.opening]])[None]
         decoder = self.running(self.decoder)
         hidden = decoder(prefix.embeddings, rotary, mask, cache)
         return decoder.output(hidden[:, -1:]).float()
