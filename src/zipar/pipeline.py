@@ -5,23 +5,27 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
-from zipar.arguments import flag, function, instance, listed, refusal, text, whole
+from zipar.arguments import flag, function, instance, listed, refusal, shown, text, whole
 from zipar.checkpoints.tuned import tuned
 from zipar.decoding.decodable import Prefix
-from zipar.decoding.engine import Progress, decode
+from zipar.decoding.engine import Decoded, Progress, decode
 from zipar.decoding.names import strategy_of
+from zipar.decoding.sampling import Sampling
 from zipar.decoding.strategy import Strategy
 from zipar.errors import ZipARError
+from zipar.grid import TokenGrid
 from zipar.models import auto
-from zipar.models.base import VisualModel, in_own_precision
+from zipar.models.base import VideoModel, VisualModel, in_own_precision
+from zipar.videos import Video, frames_of
 
 MOST_IMAGES = 65_536
 """Of a call, which decodes them together."""
@@ -57,15 +61,43 @@ class PipelineOutput:
     """What a pipeline call returns."""
 
     images: list[Image.Image]
+    """None for models of clips."""
     tokens: np.ndarray
-    """int32 (images, rows, columns) codebook indices; (images, frames, rows, columns) for videos."""
+    """int32 (images, rows, columns) codebook indices; (clips, frames, rows, columns) for clips."""
     born: np.ndarray
     """int32, shaped like ``tokens``: the forward pass that decoded each token."""
     stats: DecodingStats
+    videos: list[Video] = field(default_factory=list)
+    """Of models of clips."""
+
+
+@dataclass
+class _Call:
+    """What a call asks for, checked, and what it has cost so far."""
+
+    prompts: list[str]
+    """One an image."""
+    negatives: list[str] | None
+    seeds: list[int]
+    sampling: Sampling
+    strategy: Strategy
+    deterministic: bool
+    callback: Callable[[Progress], None] | None
+    costs: list[DecodingStats] = field(default_factory=list)
+    """Of each decoding: a clip that goes on past its model's context takes several."""
+
+    @property
+    def passes(self) -> int:
+        return sum(cost.forward_passes for cost in self.costs)
+
+    def told(self, progress: Progress) -> None:
+        """Tell the callback of a pass, those of earlier decodings counted."""
+        if self.callback is not None:
+            self.callback(Progress(progress.done + self.passes, progress.passes + self.passes, progress.queries))
 
 
 class Pipeline:
-    """A model, ready to turn prompts into images."""
+    """A model, ready to turn prompts into images or clips."""
 
     def __init__(self, model: VisualModel, strategy: Strategy | str | None = None, cuda_graphs: bool = True) -> None:
         """
@@ -105,10 +137,12 @@ class Pipeline:
         num_images_per_prompt: int = 1,
         height: int | None = None,
         width: int | None = None,
+        frames: int | None = None,
+        given: Any = None,
         deterministic: bool = False,
         callback: Callable[[Progress], None] | None = None,
     ) -> PipelineOutput:
-        """Make images.
+        """Make images, or clips.
 
         Args:
             prompt: one prompt or several; all images are decoded in one batch, prompt by prompt. Models of classes take
@@ -119,6 +153,8 @@ class Pipeline:
             negative_prompt: what to steer away from, one for all or one a prompt.
             num_images_per_prompt: images of each prompt.
             height, width: in pixels; None for the model's own.
+            frames: of each clip, given ones included; None for the model's own.
+            given: frames that clips go on from: images, or uint8 (frames, height, width, 3), the same for all.
             deterministic: compute with shapes that do not depend on the batch, which takes longer: then the image of a
                 seed is the same in any batch in half precision too, on the same machine and with the same libraries.
             callback: told of each forward pass.
@@ -152,62 +188,106 @@ class Pipeline:
         seeds = [whole("seed", number, None) for number in several]
         if len(seeds) != images:
             raise ZipARError(f"{len(seeds)} seeds do not fit {images} images: give one, or one an image")
-        given: dict[str, Any] = {
+        asked: dict[str, Any] = {
             "guidance_scale": guidance_scale,
             "temperature": temperature,
             "top_k": top_k,
             "top_p": top_p,
         }
-        sampling = replace(self.model.defaults, **{name: value for name, value in given.items() if value is not None})
+        sampling = replace(self.model.defaults, **{name: value for name, value in asked.items() if value is not None})
         sides = zip(("height", "width"), (height, width), self.model.image_size, strict=True)
-        grid = self.model.grid(*(own if side is None else whole(name, side, 1) for name, side, own in sides))
-        order = self.strategy if strategy is None else strategy_of(strategy)
-        deterministic = flag("deterministic", deterministic)
-        if callback is not None:
-            function("callback", callback)
+        size = tuple(own if side is None else whole(name, side, 1) for name, side, own in sides)
+        call = _Call(
+            prompts=_repeat(prompts, each),
+            negatives=None if negatives is None else _repeat(negatives, each),
+            seeds=seeds,
+            sampling=sampling,
+            strategy=self.strategy if strategy is None else strategy_of(strategy),
+            deterministic=flag("deterministic", deterministic),
+            callback=None if callback is None else function("callback", callback),
+        )
+        if isinstance(self.model, VideoModel):
+            return self._clips(self.model, call, size, frames, given)
+        for name, value in (("frames", frames), ("given", given)):
+            if value is not None:
+                raise ZipARError(f"{name} {shown(value)} is not possible: this model makes images, so leave it out")
+        codes, born, pixels = self._decoded(call, self.model.grid(*size))
+        pictures = [Image.fromarray(image) for image in pixels.numpy()]
+        return PipelineOutput(pictures, _numbers(codes), _numbers(born), _total(call.costs))
 
+    def _clips(self, model: VideoModel, call: _Call, size: Sequence[int], frames: Any, given: Any) -> PipelineOutput:
+        """Clips, in as many decodings as the model's context makes of them."""
+        (height, width), left = size, model.frames if frames is None else whole("frames", frames, 1)
+        start = None if given is None else frames_of(given, height, width)
+        held = 0 if start is None else len(start)
+        grids = [model.clip(height, width, min(model.context, left), held)]
+        left -= model.context
+        while left > 0:
+            grids.append(model.clip(height, width, min(model.context, model.carry + left), model.carry))
+            left -= model.context - model.carry
+        known = None
+        if start is not None:
+            known = model.read(start[None])[:, : grids[0].given].repeat(len(call.seeds), 1, 1, 1)
+        codes, born, pixels = self._decoded(call, grids[0], known)
+        made = [(codes, born, pixels)]
+        for number, grid in enumerate(grids[1:], 1):
+            codes, born, pixels = self._decoded(call, grid, model.carried(codes, pixels), number)
+            made.append((codes[:, grid.given :], born[:, grid.given :], pixels[:, model.carry :]))
+        codes, born, pixels = (torch.cat(parts, 1) for parts in zip(*made, strict=True))
+        videos = [Video([Image.fromarray(frame) for frame in clip], model.fps) for clip in pixels.numpy()]
+        return PipelineOutput([], _numbers(codes), _numbers(born), _total(call.costs), videos)
+
+    def _decoded(
+        self, call: _Call, grid: TokenGrid, given: Tensor | None = None, number: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes of one decoding, the passes that decoded them, and pixels; its costs are added to those of the call.
+
+        Args:
+            given: codes of the grid's given frames.
+            number: of the decoding: each has noise of its own.
+        """
         on_gpu = self.model.device.type == "cuda"
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(self.model.device)
         started = time.perf_counter()
-        prompts = _repeat(prompts, each)
-        negatives = None if negatives is None else _repeat(negatives, each)
-        if deterministic:
-            alone = [
-                self.model.prefix(prompts[i : i + 1], negatives and negatives[i : i + 1], sampling.guided, grid)
-                for i in range(images)
-            ]
-            prefix = Prefix.joined(alone)
+        negatives, guided = call.negatives, call.sampling.guided
+
+        def prefix(part: slice) -> Prefix:
+            opening = {} if given is None else {"given": given[part]}
+            return self.model.prefix(call.prompts[part], negatives and negatives[part], guided, grid, **opening)
+
+        images = len(call.seeds)
+        everything = slice(0, images)
+        if call.deterministic:
+            prefixes = Prefix.joined([prefix(slice(i, i + 1)) for i in range(images)])
         else:
-            prefix = self.model.prefix(prompts, negatives, sampling.guided, grid)
+            prefixes = prefix(everything)
         encoding = time.perf_counter() - started
-        decoded = decode(
-            *(self.model, prefix, grid, order, sampling, seeds, callback),
-            deterministic=deterministic,
+        decoded: Decoded = decode(
+            *(self.model, prefixes, grid, call.strategy, call.sampling, [seed + number * _NEXT for seed in call.seeds]),
+            call.told,
+            deterministic=call.deterministic,
             cuda_graphs=self.cuda_graphs and self.model.capturable(),
         )
-        codes = self.model.codes(grid.pick(decoded.tokens))
+        born, codes = grid.pick(decoded.born) + call.passes, self.model.codes(grid.pick(decoded.tokens))
+        if isinstance(self.model, VideoModel) and grid.frames == 1:
+            born, codes = born[:, None], codes[:, None]
         started = time.perf_counter()
-        parts = codes.split(1) if deterministic else [codes]
-        pixels = np.concatenate([self.model.pixels(part).cpu().numpy() for part in parts])
-        seconds = time.perf_counter() - started
-        memory = torch.cuda.max_memory_allocated(self.model.device) if on_gpu else _peak_memory()
-        stats = DecodingStats(
-            forward_passes=decoded.forward_passes,
-            slots=grid.slots,
-            slots_evaluated=decoded.slots_evaluated,
-            rejections=decoded.rejections,
-            prefill_seconds=encoding + decoded.prefill_seconds,
-            decode_seconds=decoded.decode_seconds,
-            vision_seconds=seconds,
-            peak_memory_bytes=memory,
+        parts = codes.split(1) if call.deterministic else [codes]
+        pixels = torch.cat([self.model.pixels(part) for part in parts]).cpu()
+        call.costs.append(
+            DecodingStats(
+                forward_passes=decoded.forward_passes,
+                slots=grid.slots,
+                slots_evaluated=decoded.slots_evaluated,
+                rejections=decoded.rejections,
+                prefill_seconds=encoding + decoded.prefill_seconds,
+                decode_seconds=decoded.decode_seconds,
+                vision_seconds=time.perf_counter() - started,
+                peak_memory_bytes=torch.cuda.max_memory_allocated(self.model.device) if on_gpu else _peak_memory(),
+            )
         )
-        return PipelineOutput(
-            [Image.fromarray(image) for image in pixels],
-            codes.cpu().numpy().astype(np.int32),
-            grid.pick(decoded.born).cpu().numpy().astype(np.int32),
-            stats,
-        )
+        return codes, born, pixels
 
     def _prompts(self, name: str, given: Any) -> list[str]:
         """One prompt or several, numbers of classes as text."""
@@ -270,6 +350,22 @@ def _peak_memory() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # elsewhere in KiB
+
+
+_NEXT = 0x9E3779B97F4A7C15
+"""What seeds grow by from one decoding of a clip to the next."""
+
+
+def _numbers(values: Tensor) -> np.ndarray:
+    return values.cpu().numpy().astype(np.int32)
+
+
+def _total(costs: Sequence[DecodingStats]) -> DecodingStats:
+    """The sum of the costs; of memory, the most."""
+    each = [cost.to_dict() for cost in costs]
+    memory = [cost.pop("peak_memory_bytes") for cost in each]
+    sums = {name: sum(cost[name] for cost in each) for name in each[0]}
+    return DecodingStats(**sums, peak_memory_bytes=None if None in memory else max(memory))
 
 
 def _repeat(items: Sequence[str], times: int) -> list[str]:

@@ -237,7 +237,7 @@ class VideoModel(VisualModel):
     fps: float
     """Frames of pixels a second, as it was trained."""
     context: int
-    """Frames of pixels that it sees at most. Clips go on past them: the last ones are given anew, see ``carried``."""
+    """Frames of pixels that it sees at most. Clips go on past them: the last ``carry`` are given anew."""
 
     @abstractmethod
     def clip(self, height: int, width: int, frames: int, given: int = 0) -> TokenGrid:
@@ -269,15 +269,19 @@ class VideoModel(VisualModel):
     def pixels(self, tokens: Tensor) -> Tensor:
         """Codes (clips, frames of tokens, rows, columns) -> uint8 pixels (clips, frames, height, width, 3)."""
 
-    def carried(self, tokens: Tensor, pixels: Tensor) -> tuple[Tensor, int]:
-        """What a clip goes on from: codes of its last frames, and how many frames of pixels these stand for.
+    @property
+    def carry(self) -> int:
+        """Frames of pixels that a clip goes on from."""
+        return max(1, self.context // 2)
+
+    def carried(self, tokens: Tensor, pixels: Tensor) -> Tensor:
+        """The codes of a clip's last ``carry`` frames.
 
         Args:
-            tokens: codes of the clip so far, as ``pixels`` takes them.
+            tokens: codes of all its frames, as ``pixels`` takes them.
             pixels: what they stand for, as ``read`` takes them.
         """
-        last = max(1, self.context // 2)
-        return tokens[:, -last:], last
+        return tokens[:, -self.carry :]
 
 
 def configured(defaults: Sampling, config: Any) -> Sampling:
