@@ -23,6 +23,14 @@ GRIDS = {
     "frames, row and frame ends": TokenGrid(3, 3, frames=2, row_end=7, frame_end=(8, 9)),
 }
 
+FRAMES = {
+    "none between": TokenGrid(4, 4, frames=3),
+    "given": TokenGrid(4, 4, frames=3, given=1),
+    "row ends": TokenGrid(3, 3, frames=3, row_end=7, given=1),
+    "frame ends": TokenGrid(3, 4, frames=3, frame_end=(8, 9)),
+    "ends of each frame": TokenGrid(3, 3, frames=3, row_end=7, frame_end=((8, 9), (5, 6), (3, 4)), given=1),
+}
+
 
 def prepared(tiny_models, **settings):
     sampling = Sampling(2.5, **settings)
@@ -30,9 +38,13 @@ def prepared(tiny_models, **settings):
         return tiny_models.by_text, tiny_models.by_text.prefix(TEXTS, None, True), sampling
 
 
-def brute_force(model, prefixes, grid, sampling, seed, strategy, row_0_first):
-    """One image, all events (slot, token, pass) computed anew in each pass; returns its tokens and passes."""
-    rows, lookahead = grid.free().flatten(0, 1).tolist(), strategy.lookahead
+def brute_force(model, prefixes, grid, sampling, seed, strategy, row_0_first, given=()):
+    """One image, all events (slot, token, pass) computed anew in each pass; returns its tokens and passes.
+
+    ``given``: tokens of all slots of given frames.
+    """
+    rows, lookahead = grid.places().flatten(0, 1).tolist(), strategy.lookahead
+    first_row, window = grid.given * grid.rows, min(strategy.window, grid.columns)
 
     def logits(embeddings, events):
         prefix, count = len(embeddings), len(embeddings) + len(events)
@@ -69,6 +81,25 @@ def brute_force(model, prefixes, grid, sampling, seed, strategy, row_0_first):
             count += 1
         return count
 
+    def start(r):
+        """The pass of a row's first token, if rows advance by a token a pass and windows are full."""
+        frame, within = divmod(r - first_row, grid.rows)
+        alone = (grid.columns - window) * row_0_first
+        whole = (grid.rows - 1) * window + grid.columns + alone * (grid.rows > 1)
+        delay = whole if strategy.frame_delay is None else min(strategy.frame_delay, whole)
+        return frame * delay + within * window + alone * (within > 0)
+
+    def bound(r):
+        """Tokens that row r may hold."""
+        within = grid.columns if r % grid.rows == 0 or settled[r - 1] == grid.columns else most(r)
+        frame = r - r % grid.rows
+        if frame <= first_row:
+            return within
+        followed = max(q for q in range(frame - grid.rows, frame) if start(q) < start(r))
+        if settled[followed] == grid.columns:
+            return within
+        return min(within, max(0, settled[followed] - (start(r) - start(followed)) + 1))
+
     def serves(slot):
         return next((r for r, row in enumerate(rows) if row[-1] > slot), len(rows))
 
@@ -78,24 +109,24 @@ def brute_force(model, prefixes, grid, sampling, seed, strategy, row_0_first):
     for slot, (r, c) in where.items():
         frame, within = divmod(r, grid.rows)
         left = rows[0][max(c - 1, 0)]
-        above[slot] = rows[r - 1][c] if within else rows[r - grid.rows][c] if frame else left
-    tokens = dict.fromkeys(where, 0)
-    events, touched, known = [], {0}, {0} | set(range(grid.slots)) - set(where) | {row[-1] for row in rows}
+        above[slot] = rows[r - grid.rows][c] if frame else rows[r - 1][c] if within else left
+    tokens = dict.fromkeys(where, 0) | {slot: token for slot, token in enumerate(given) if slot in where}
+    events, touched = [(slot, token, 0) for slot, token in enumerate(given)], set(range(grid.first + 1))
+    known = touched | set(range(grid.slots)) - set(where) | {row[-1] for row in rows}
     known |= (
         set(range(grid.slots)) if (lookahead, strategy.nats) == (1, None) else set()
     )  # plain ZipAR shows all that was fed
-    shown, surprise = {1: known}, {0: 0.0}
-    [tokens[0]], _ = draw(events, [-1], [0])
-    settled = [1] + [0] * (len(rows) - 1)
-    closing = [r for r in range(len(rows)) if settled[r] == grid.columns]
+    shown, surprise = {0: known, 1: known}, dict.fromkeys(range(grid.first + 1), 0.0)
+    [tokens[grid.first]], _ = draw(events, [-1], [grid.first])
+    settled = [grid.columns] * first_row + [1] + [0] * (len(rows) - first_row - 1)
+    closing = [first_row] if grid.columns == 1 else []
     passes = 1
     while sum(settled) < len(where):
         full = [count == grid.columns for count in settled]
         targets = {}
         for r, row in enumerate(rows):
-            within = r % grid.rows
-            alone = not within or (within == 1 and row_0_first)
-            if r == 0 or full[r - 1] or (not alone and most(r)):
+            alone = r % grid.rows == 1 and row_0_first
+            if bound(r) and (full[r - 1] or not alone):
                 for slot in row[settled[r] : settled[r] + lookahead]:
                     targets[slot] = r
         old = dict(tokens)
@@ -108,11 +139,13 @@ def brute_force(model, prefixes, grid, sampling, seed, strategy, row_0_first):
         for slot, r in targets.items():
             before = slot - 1
             fed[before] = tokens.get(before, blank[before])
-            if where[slot][1] == 0 and grid.row_end is None and not full[r - 1]:
-                first = r - r % grid.rows
-                complete = [q for q in range(first, r - 1) if full[q]]
-                source = rows[complete[-1]][-1] if complete else rows[r - 1][settled[r - 1] - 1]
-                fed[before] = tokens[source]
+            while before not in where:  # known tokens come with what follows them
+                fed[before] = blank[before]
+                before -= 1
+            if where[slot][1] == 0 and slot - 1 in where and not full[r - 1]:
+                frame = range((r - 1) - (r - 1) % grid.rows, r)
+                source = ([q for q in frame if full[q]] or [q for q in frame if settled[q]])[-1]
+                fed[slot - 1] = tokens[rows[source][settled[source] - 1]]
         fed = dict(sorted(fed.items()))
         events += [(slot, token, passes) for slot, token in fed.items()]
         drawn, chances = draw(events, [-len(fed) + list(fed).index(slot - 1) for slot in targets], list(targets))
@@ -121,8 +154,7 @@ def brute_force(model, prefixes, grid, sampling, seed, strategy, row_0_first):
         surprise |= {slot: -math.log(chance) for slot, chance in zip(targets, chances, strict=True)}
         counts, closing = list(settled), []
         for r, row in enumerate(rows):
-            free_run = full[r - 1] or r % grid.rows == 0
-            limit = grid.columns if free_run else most(r)
+            limit = bound(r)
             for slot in row[settled[r] : settled[r] + lookahead]:
                 if slot not in targets or counts[r] >= limit:
                     break
@@ -159,6 +191,39 @@ def test_equals_the_brute_force_decoder(tiny_models, grid, first_row, window, lo
         assert found.tokens[image].tolist() == tokens
         longest = max(longest, passes)
     assert found.forward_passes == longest
+
+
+@pytest.mark.parametrize("grid", FRAMES.values(), ids=FRAMES)
+@pytest.mark.parametrize(
+    ("window", "lookahead", "first_row", "nats", "delay"),
+    [
+        (2, 2, "wave", None, 1),
+        (1, 3, "alone", None, 2),
+        (2, 1, "wave", 2.0, 3),
+        (3, 2, "alone", 1.0, 4),
+        (2, 9, "wave", None, 5),
+        (9, 4, "wave", 3.0, 4),
+        (2, 3, "alone", None, 99),
+    ],
+)
+def test_frames_that_overlap_equal_the_brute_force_decoder(tiny_clips, grid, window, lookahead, first_row, nats, delay):
+    strategy, sampling = ZipAR(window, lookahead, first_row, nats, delay), Sampling(2.5, temperature=0.4)
+    codes = torch.randint(50, (3, grid.given, grid.rows, grid.columns), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        prefix = tiny_clips.prefix(TEXTS, None, True, grid, codes)
+        prompts = tiny_clips.prefix(TEXTS, None, True)
+    found = decode(tiny_clips, prefix, grid, strategy, sampling, SEEDS)
+    passes, opening = [], grid.opening(codes)
+    for image, seed in enumerate(SEEDS):
+        pair = [prompts.embeddings[row][prompts.valid[row]] for row in (image, image + len(SEEDS))]
+        alone = first_row == "alone" and grid.row_end is None
+        with torch.inference_mode():
+            tokens, last = brute_force(tiny_clips, pair, grid, sampling, seed, strategy, alone, opening[image].tolist())
+        assert found.tokens[image].tolist() == tokens
+        passes.append(last)
+    assert found.forward_passes == max(passes)
+    assert strategy.fewest_passes(grid) <= min(passes)
+    assert max(passes) <= strategy.passes(grid) == ZipAR(window, 1, first_row, None, delay).passes(grid)
 
 
 @settings(max_examples=40)

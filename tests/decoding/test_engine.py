@@ -51,7 +51,7 @@ def rows_of(prefix, images):
     return Prefix(prefix.embeddings[rows, -length:], prefix.valid[rows, -length:])
 
 
-def brute_force(model, prefixes, grid, sampling, seed, window, row_0_first):
+def brute_force(model, prefixes, grid, sampling, seed, window, row_0_first, frame_delay=None, given=()):
     """Decode one image by the rules of the paper, with no cache and no plan.
 
     Every token ever fed is kept as an event (slot, token, pass), and each pass computes all events anew, in one
@@ -59,30 +59,40 @@ def brute_force(model, prefixes, grid, sampling, seed, window, row_0_first):
 
     Args:
         prefixes: embeddings (length, dim) without padding: the prompt's and, with guidance, the other branch's.
+        given: tokens of all slots of given frames.
 
     Returns:
         Tokens and births by slot, and the number of passes.
     """
     free, blank = grid.free().tolist(), grid.blank().tolist()
+    spaces = set(grid.places().flatten().tolist())
     place = {slot: (f, r, c) for f, rows in enumerate(free) for r, row in enumerate(rows) for c, slot in enumerate(row)}
-    tokens = {slot: token for slot, token in enumerate(blank) if slot not in place}
+    tokens = {slot: token for slot, token in enumerate(blank) if slot not in spaces} | dict(enumerate(given))
     born = dict.fromkeys(tokens, 0)
-    events, settled = [], set()  # settled: the slots whose own token was fed after all before it in its row
+    events = [(slot, token, 0) for slot, token in enumerate(given)]
+    settled = set(range(len(given)))  # the slots whose own token was fed after all before it in its row
 
     def exist(slots):
         return all(slot in tokens for slot in slots)
 
     def ready(slot):
         frame, row, column = place[slot]
-        needed = free[frame][row][:column] + (free[frame - 1][-1] if frame else [])
+        needed = list(free[frame][row][:column])
+        if frame and not row and not column:
+            if frame_delay is None:
+                needed += free[frame - 1][-1]
+            elif passes < frame * frame_delay and not exist(free[frame - 1][-1]):
+                return False
         if row:
             needed += free[frame][row - 1][: column + window] + (free[frame][0] if row_0_first else [])
         return slot not in tokens and exist(needed)
 
     def stand_in(slot):
-        frame, row, _ = place[slot + 1]
-        above = [line[-1] for line in free[frame][: row - 1] if line[-1] in tokens]
-        return above[-1] if above else [other for other in free[frame][row - 1] if other in tokens][-1]
+        frame, row, _ = place[slot]
+        above = [line[-1] for line in free[frame][:row] if line[-1] in tokens]
+        return (
+            above[-1] if above else [other for line in free[frame][: row + 1] for other in line if other in tokens][-1]
+        )
 
     def logits(embeddings):
         prefix, count = len(embeddings), len(embeddings) + len(events)
@@ -103,12 +113,15 @@ def brute_force(model, prefixes, grid, sampling, seed, window, row_0_first):
     while len(tokens) < grid.slots:
         targets = [slot for slot in place if ready(slot)]
         if passes:
-            final = [slot for slot in range(grid.slots - 1) if max(s for s in place if s <= slot) in tokens]
+            final = [slot for slot in range(grid.slots - 1) if max(s for s in spaces if s <= slot) in tokens]
             fed = {slot: tokens[slot] for slot in final if slot not in settled}
             settled.update(fed)
             for slot in targets:
                 before = slot - 1
                 fed[before] = tokens[before if before in tokens else stand_in(before)]
+                while before not in spaces:  # known tokens come with what follows them
+                    fed[before] = tokens[before]
+                    before -= 1
             events += [(slot, token, passes) for slot, token in fed.items()]
             queries = [-len(fed) + list(fed).index(slot - 1) for slot in targets]
         else:
@@ -156,6 +169,41 @@ def test_equals_the_brute_force_decoder(tiny_models, kind, grid, guidance, strat
         with torch.inference_mode():
             expected = brute_force(model, prefixes, grid, sampling, seed, window, row_0_first and grid.row_end is None)
         assert (decoded.tokens[image].tolist(), decoded.born[image].tolist(), decoded.forward_passes) == expected
+
+
+@pytest.mark.parametrize("delay", [1, 2, 3, 4, 6, 99])
+@pytest.mark.parametrize(("window", "first_row"), [(1, "wave"), (2, "alone"), (3, "wave"), (4, "alone")])
+@pytest.mark.parametrize(
+    "grid",
+    [
+        TokenGrid(4, 4, frames=3),
+        TokenGrid(4, 4, frames=3, given=1),
+        TokenGrid(3, 3, frames=3, row_end=7, given=1),
+        TokenGrid(3, 4, frames=3, frame_end=(8, 9)),
+        TokenGrid(3, 3, frames=3, row_end=7, frame_end=((8, 9), (5, 6), (3, 4)), given=1),
+        TokenGrid(2, 4, frames=3, frame_end=((8,), (5,), (3,)), given=2),
+    ],
+    ids=["none", "given", "row ends", "frame ends", "ends of each frame", "two given"],
+)
+def test_frames_that_overlap_equal_the_brute_force_decoder(tiny_clips, grid, window, first_row, delay):
+    strategy = ZipAR(window, first_row=first_row, frame_delay=delay)
+    sampling = Sampling(2.5, top_k=40)
+    codes = torch.randint(50, (3, grid.given, grid.rows, grid.columns), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        prefix = tiny_clips.prefix(TEXTS, None, True, grid, codes)
+        prompts = tiny_clips.prefix(TEXTS, None, True)
+    decoded = decode(tiny_clips, prefix, grid, strategy, sampling, SEEDS)
+    opening = grid.opening(codes)
+    for image, seed in enumerate(SEEDS[:2]):
+        prefixes = [prompts.embeddings[row][prompts.valid[row]] for row in (image, image + len(SEEDS))]
+        with torch.inference_mode():
+            expected = brute_force(
+                *(tiny_clips, prefixes, grid, sampling, seed, window, first_row == "alone" and grid.row_end is None),
+                *(delay, opening[image].tolist()),
+            )
+        assert (decoded.tokens[image].tolist(), decoded.born[image].tolist(), decoded.forward_passes) == expected
+    assert decoded.forward_passes == strategy.passes(grid)
+    assert grid.pick(decoded.tokens)[:, : grid.given].equal(codes)
 
 
 class Network:

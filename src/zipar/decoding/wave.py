@@ -124,7 +124,7 @@ class Wave(Schedule):
         if self.grid.row_end is not None:
             return queries
         row = self.places.row[targets]
-        early = (targets < self.grid.slots) & (self.places.column[targets] == 0)
+        early = (targets < self.grid.slots) & (self.places.column[targets] == 0) & ~self.places.known[queries]
         row = row.where(early, 0)
         early &= self._above().gather(1, row) < self.grid.columns
         above = (row - 1).clamp(min=0)
