@@ -38,8 +38,10 @@ from zipar.conversion import llamagen
 from zipar.conversion.lumina_mgpt import convert
 from zipar.decoding.sampling import Sampling
 from zipar.image_tokenizers.chameleon import ChameleonImageDecoder
+from zipar.image_tokenizers.commavq import CommaVQTokenizer
 from zipar.image_tokenizers.vq import VQConfig, VQModel
 from zipar.models.clips import Clips
+from zipar.models.commavq import GPT, CommaVQ, CommaVQConfig
 from zipar.models.llamagen import LlamaGen, LlamaGenConfig, Transformer
 from zipar.models.lumina_mgpt import Anole, LuminaMGPT
 from zipar.prompts import PromptVocabulary
@@ -325,14 +327,37 @@ def emu3_directories(tmp_path_factory):
     )
 
 
-@pytest.fixture(scope="session")
-def lumina_recipe():
-    """The script that recorded what Lumina-mGPT's authors compute: its tiny models, and how their weights are made."""
-    path = Path(__file__).parent / "data" / "lumina_mgpt.py"
+def _recipe(name):
+    """A script of tests/data that recorded what authors compute: its tiny models, and how their weights are made."""
+    path = Path(__file__).parent / "data" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(path.stem, path)
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
     return recipe
+
+
+@pytest.fixture(scope="session")
+def lumina_recipe():
+    return _recipe("lumina_mgpt")
+
+
+@pytest.fixture(scope="session")
+def commavq_recipe():
+    return _recipe("commavq")
+
+
+@pytest.fixture(scope="session")
+def commavq(commavq_recipe):
+    """A commaVQ of 3 x 4 tokens a frame and 4 frames, with the weights that the recorded one has."""
+    recipe = commavq_recipe
+    shape = {"layers": recipe.DECODER["n_layer"], "heads": recipe.DECODER["n_head"], "dim": recipe.DECODER["dim"]}
+    grid = {"codes": recipe.CODES, "rows": recipe.ROWS, "columns": recipe.COLUMNS, "frames": recipe.FRAMES}
+    latent = recipe.IMAGE_TOKENIZER["z_channels"]
+    image_tokenizer = CommaVQTokenizer(VQConfig(recipe.CODES, latent, 32, (1, 1, 2), 1, latent))
+    decoder = GPT(CommaVQConfig(**shape, **grid))
+    for part in (decoder, image_tokenizer.encoder, image_tokenizer.decoder):
+        recipe.fill(part)
+    return CommaVQ(decoder, image_tokenizer).eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="session")

@@ -107,3 +107,23 @@ def test_chameleons_reach_their_conversion(zipar, monkeypatch, tmp_path):
     for arguments in (["out", "--image-size", "300"], ["out"], ["--image-size", "768"]):
         code, _, err = zipar("convert", "lumina-mgpt", "lumina", "vqgan.ckpt", *arguments)
         assert (code, err.count("\n"), err[:7]) == (2, 1, "error: ")
+
+
+def test_commavq_reaches_its_conversion(zipar, monkeypatch, tmp_path):
+    calls = []
+
+    def convert(*args, **options):
+        calls.append((args, options))
+        return {torch.float32}
+
+    monkeypatch.setattr("zipar.conversion.commavq.convert", convert)
+    (tmp_path / "gpt2m").mkdir()
+    code, out, err = zipar("convert", "commavq", "gpt2m", "out")
+    assert (code, err) == (0, "")
+    assert "weights stored in float32" in out
+    assert zipar("convert", "commavq", "gpt2m", "out", "--dtype", "bfloat16")[0] == 0
+    assert [[str(path) for path in args] for args, _ in calls] == [["gpt2m", "out"]] * 2
+    assert [options for _, options in calls] == [{"dtype": None}, {"dtype": torch.bfloat16}]
+    for arguments in (["gpt2m"], ["nowhere", "out"], ["gpt2m", "out", "more"]):
+        code, _, err = zipar("convert", "commavq", *arguments)
+        assert (code, err.count("\n"), err[:7]) == (2, 1, "error: ")

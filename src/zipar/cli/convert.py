@@ -54,6 +54,23 @@ def _convert(context: typer.Context) -> None:
         print(context.get_help())
 
 
+@app.command("commavq")
+def commavq(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", exists=True, file_okay=False, help="The published files, commaai/commavq-gpt2m."),
+    ],
+    out: Out,
+    dtype: Stored = None,
+) -> None:
+    """Convert commaVQ's world model: zipar convert commavq DIR OUT."""
+    outputs.check_directory(out)
+
+    from zipar.conversion.commavq import convert
+
+    _tell(out, convert(source, out, dtype=_torch(dtype)))
+
+
 @app.command("emu3")
 def emu3(
     model: Annotated[

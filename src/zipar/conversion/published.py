@@ -24,7 +24,7 @@ def read_pickle(path: Path, keys: Sequence[str], unused: Collection[str] = ()) -
     Args:
         path: the file.
         keys: where its weights may be; if nowhere there, the file holds weights alone.
-        unused: names of tensors to leave out.
+        unused: how the names of tensors end that are left out.
 
     Raises:
         ZipARError: the file is missing or damaged, wants to run code, or holds no weights.
@@ -47,9 +47,11 @@ def read_pickle(path: Path, keys: Sequence[str], unused: Collection[str] = ()) -
         )
     key = next((key for key in keys if key in checkpoint), None)
     held = checkpoint if key is None else checkpoint[key]  # weights alone: as sharded training leaves them
-    weights = {name: value for name, value in held.items() if name not in unused} if isinstance(held, dict) else {}
-    if not weights or not all(isinstance(name, str) and _is_weight(value) for name, value in weights.items()):
-        raise ZipARError(f"{path} holds no weights under {' or '.join(keys)}: give a published file")
+    weights = held if isinstance(held, dict) and all(isinstance(name, str) for name in held) else {}
+    weights = {name: value for name, value in weights.items() if not name.endswith(tuple(unused))}
+    if not weights or not all(map(_is_weight, weights.values())):
+        under = f" under {' or '.join(keys)}" if keys else ""
+        raise ZipARError(f"{path} holds no weights{under}: give a published file")
     return weights, checkpoint
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zipar.errors import ZipARError
-from zipar.image_tokenizers.vq import ResnetBlock, Upsample, VQConfig, middle
+from zipar.image_tokenizers.vq import AttnBlock, ResnetBlock, Upsample, VQConfig, middle
 
 PUBLISHED = VQConfig(codebook_size=8192, codebook_dim=256)
 
@@ -35,16 +35,21 @@ class ChameleonImageDecoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, config: VQConfig) -> None:
+    def __init__(self, config: VQConfig, *, attention: bool = False) -> None:
+        """``attention``: after the residual blocks of the lowest resolution too."""
         super().__init__()
         groups = config.norm_groups
         width = config.channels * config.channel_multipliers[-1]
         self.conv_in = nn.Conv2d(config.latent_channels, width, 3, padding=1)
         self.mid = nn.ModuleDict(dict(zip(("block_1", "attn_1", "block_2"), middle(width, groups), strict=True)))
         levels: list[Level] = []
-        for level in range(len(config.channel_multipliers) - 1, -1, -1):
+        last = len(config.channel_multipliers) - 1
+        for level in range(last, -1, -1):
             out = config.channels * config.channel_multipliers[level]
-            levels.append(Level(width, out, config.residual_blocks + 1, groups, upsample=level != 0))
+            block = Level(width, out, config.residual_blocks + 1, groups, attention=attention and level == last)
+            if level != 0:
+                block.upsample = Upsample(out)
+            levels.append(block)
             width = out
         self.up = nn.ModuleList(reversed(levels))  # the checkpoint counts levels from the image
         self.norm_out = nn.GroupNorm(groups, width, eps=1e-6)
@@ -60,18 +65,23 @@ class Decoder(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, then the step up to the next."""
+    """The residual blocks of one resolution, with attention where asked, then the step to the next."""
 
-    def __init__(self, width: int, out: int, blocks: int, groups: int, *, upsample: bool) -> None:
+    def __init__(self, width: int, out: int, blocks: int, groups: int, *, attention: bool = False) -> None:
         super().__init__()
-        self.block = nn.ModuleList(ResnetBlock(w, out, groups) for w in [width] + [out] * (blocks - 1))
-        if upsample:
-            self.upsample = Upsample(out)
+        widths = [width] + [out] * (blocks - 1)
+        self.block = nn.ModuleList(ResnetBlock(w, out, groups) for w in widths)
+        self.attn = nn.ModuleList(AttnBlock(out, groups) for _ in widths if attention)
+        self.downsample: nn.Module | None = None
+        self.upsample: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.block:
+        for i, block in enumerate(self.block):
             x = block(x)
-        return self.upsample(x) if hasattr(self, "upsample") else x
+            if self.attn:
+                x = self.attn[i](x)
+        resample = self.downsample or self.upsample
+        return resample(x) if resample is not None else x
 
 
 def code_ids(vocabulary: Mapping[str, int]) -> Tensor:
