@@ -34,9 +34,12 @@ from transformers import (
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from zipar import ZipARError
+from zipar.conversion import llamagen
 from zipar.conversion.lumina_mgpt import convert
+from zipar.decoding.sampling import Sampling
 from zipar.image_tokenizers.chameleon import ChameleonImageDecoder
 from zipar.image_tokenizers.vq import VQConfig, VQModel
+from zipar.models.clips import Clips
 from zipar.models.llamagen import LlamaGen, LlamaGenConfig, Transformer
 from zipar.models.lumina_mgpt import Anole, LuminaMGPT
 from zipar.prompts import PromptVocabulary
@@ -130,6 +133,34 @@ def tiny_models():
     for model in vars(models).values():
         model.eval().requires_grad_(False)
     return models
+
+
+@pytest.fixture(scope="session")
+def tiny_clips():
+    """A random Clips of text: 3 frames of 4 x 4 tokens, 8 x 8 pixels."""
+    torch.manual_seed(0)
+    shape = {"layers": 2, "heads": 2, "dim": 32, "vocab_size": 50, "grid_side": 4, "multiple_of": 16}
+    decoder = Transformer(LlamaGenConfig(caption_dim=16, prefix_length=8, **shape))
+    for name, weight in decoder.named_parameters():
+        if not name.endswith("norm.weight"):
+            torch.nn.init.normal_(weight, std=0.3)
+    text_encoder = T5EncoderModel(T5Config(vocab_size=64, d_model=16, d_kv=4, d_ff=32, num_layers=1, num_heads=2))
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["<pad>", "</s>", *WORDS])}, "<pad>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    text_tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>")
+    image_tokenizer = VQModel(VQConfig(50, 4, 16, (1, 1), 1, 16, 4))
+    sampling = Sampling(guidance_scale=2.0)
+    clips = Clips(decoder, image_tokenizer, text_encoder, text_tokenizer, sampling, frames=3, fps=8, rope_base=100.0)
+    return clips.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def clips_directory(tiny_clips, tmp_path_factory):
+    """``tiny_clips`` as a checkpoint."""
+    directory = tmp_path_factory.mktemp("models") / "clips"
+    llamagen.write(tiny_clips, directory)
+    return directory
 
 
 @pytest.fixture(scope="session")
