@@ -11,7 +11,7 @@ LAYERS = (
     {"grid"},
     {"decoding"},
     {"checkpoints", "image_tokenizers"},
-    {"models"},
+    {"models", "videos"},
     {"conversion", "integrations", "pipeline", "evaluation"},
     {"serving"},
     {"cli"},

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from zipar.integrations.accelerate import accelerate
     from zipar.integrations.generate import generate
     from zipar.pipeline import DecodingStats, Pipeline, PipelineOutput, pipeline
+    from zipar.videos import Video
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ __all__ = [
     "Sampling",
     "Strategy",
     "TokenGrid",
+    "Video",
     "ZipAR",
     "ZipARError",
     "accelerate",
@@ -51,6 +53,7 @@ _HOMES = {
     "Sampling": "zipar.decoding.sampling",
     "Strategy": "zipar.decoding.strategy",
     "TokenGrid": "zipar.grid",
+    "Video": "zipar.videos",
     "ZipAR": "zipar.decoding.zipar",
     "accelerate": "zipar.integrations.accelerate",
     "generate": "zipar.integrations.generate",

@@ -217,14 +217,10 @@ class Pipeline:
 
     def _clips(self, model: VideoModel, call: _Call, size: Sequence[int], frames: Any, given: Any) -> PipelineOutput:
         """Clips, in as many decodings as the model's context makes of them."""
-        (height, width), left = size, model.frames if frames is None else whole("frames", frames, 1)
+        height, width = size
+        count = model.frames if frames is None else whole("frames", frames, 1)
         start = None if given is None else frames_of(given, height, width)
-        held = 0 if start is None else len(start)
-        grids = [model.clip(height, width, min(model.context, left), held)]
-        left -= model.context
-        while left > 0:
-            grids.append(model.clip(height, width, min(model.context, model.carry + left), model.carry))
-            left -= model.context - model.carry
+        grids = model.decodings(height, width, count, 0 if start is None else len(start))
         known = None
         if start is not None:
             known = model.read(start[None])[:, : grids[0].given].repeat(len(call.seeds), 1, 1, 1)

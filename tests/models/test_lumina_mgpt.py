@@ -119,7 +119,7 @@ def test_prefixes_are_those_that_it_was_trained_on(small):
     rows = [[0, *REQUEST["96x64"], *IDS[prompt], 8710, *header] for prompt in PROMPTS] + [header] * 2
     embed = small.model.get_input_embeddings()
     assert prefix.valid.sum(1).tolist() == [len(row) for row in rows]
-    for row, embedded, valid in zip(rows, *prefix, strict=True):
+    for row, embedded, valid in zip(rows, prefix.embeddings, prefix.valid, strict=True):
         assert embedded[valid].equal(embed(torch.tensor(row)))
     negative = small.prefix(PROMPTS[:1], PROMPTS[1:], True, grid)
     assert negative.embeddings[1][negative.valid[1]].equal(embed(torch.tensor(rows[1])))

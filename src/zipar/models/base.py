@@ -250,6 +250,19 @@ class VideoModel(VisualModel):
     def grid(self, height: int, width: int) -> TokenGrid:
         return self.clip(height, width, self.frames)
 
+    def decodings(self, height: int, width: int, frames: int, given: int = 0) -> list[TokenGrid]:
+        """The grids of the decodings that a clip takes: one, and more where it goes on past the model's context.
+
+        Raises:
+            ZipARError: the model makes no such clips.
+        """
+        grids = [self.clip(height, width, min(self.context, frames), given)]
+        left = frames - self.context
+        while left > 0:
+            grids.append(self.clip(height, width, min(self.context, self.carry + left), self.carry))
+            left -= self.context - self.carry
+        return grids
+
     @abstractmethod
     def prefix(
         self,
