@@ -25,7 +25,7 @@ from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
 from zipar.models import auto
 from zipar.models.base import VideoModel, VisualModel, in_own_precision
-from zipar.videos import Video, frames_of
+from zipar.videos import Video, given_frames
 
 MOST_IMAGES = 65_536
 """Of a call, which decodes them together."""
@@ -77,6 +77,8 @@ class _Call:
 
     prompts: list[str]
     """One an image."""
+    different: int
+    """Prompts that the caller gave."""
     negatives: list[str] | None
     seeds: list[int]
     sampling: Sampling
@@ -154,7 +156,8 @@ class Pipeline:
             num_images_per_prompt: images of each prompt.
             height, width: in pixels; None for the model's own.
             frames: of each clip, given ones included; None for the model's own.
-            given: frames that clips go on from: images, or uint8 (frames, height, width, 3), the same for all.
+            given: frames that clips go on from: images, or uint8 (frames, height, width, 3); the same for all prompts,
+                or a list of such, one a prompt.
             deterministic: compute with shapes that do not depend on the batch, which takes longer: then the image of a
                 seed is the same in any batch in half precision too, on the same machine and with the same libraries.
             callback: told of each forward pass.
@@ -199,6 +202,7 @@ class Pipeline:
         size = tuple(own if side is None else whole(name, side, 1) for name, side, own in sides)
         call = _Call(
             prompts=_repeat(prompts, each),
+            different=len(prompts),
             negatives=None if negatives is None else _repeat(negatives, each),
             seeds=seeds,
             sampling=sampling,
@@ -219,11 +223,11 @@ class Pipeline:
         """Clips, in as many decodings as the model's context makes of them."""
         height, width = size
         count = model.frames if frames is None else whole("frames", frames, 1)
-        start = None if given is None else frames_of(given, height, width)
-        grids = model.decodings(height, width, count, 0 if start is None else len(start))
+        start = None if given is None else given_frames(given, call.different, height, width)
+        grids = model.decodings(height, width, count, 0 if start is None else start.shape[1])
         known = None
         if start is not None:
-            known = model.read(start[None])[:, : grids[0].given].repeat(len(call.seeds), 1, 1, 1)
+            known = model.read(start)[:, : grids[0].given].repeat_interleave(len(call.seeds) // len(start), 0)
         codes, born, pixels = self._decoded(call, grids[0], known)
         made = [(codes, born, pixels)]
         for number, grid in enumerate(grids[1:], 1):

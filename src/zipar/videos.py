@@ -137,33 +137,53 @@ def frame_rate(fps: Any) -> float:
     return real("fps", fps, lambda x: 0.1 <= x <= 100, "a number of frames a second from 0.1 to 100")
 
 
-def frames_of(given: Any, height: int, width: int) -> Tensor:
-    """Given frames, images or numbers, as uint8 (frames, height, width, 3).
+def given_frames(given: Any, prompts: int, height: int, width: int) -> Tensor:
+    """The frames that clips go on from, as uint8 (1 or ``prompts``, frames, height, width, 3).
+
+    Args:
+        given: images or numbers: of one clip, or of one a prompt.
 
     Raises:
-        ZipARError: they are neither, or of another size.
+        ZipARError: they are neither, of another size, or of other numbers.
     """
-    allowed = "images of PIL in a list, or a uint8 array (frames, height, width, 3)"
-    frames = listed(given.frames if isinstance(given, Video) else given)
-    if isinstance(given, Image.Image):
-        frames = [given]
-    if not frames:
+    allowed = "images of PIL in a list, or a uint8 array (frames, height, width, 3), or one such a prompt"
+    clips = _frames(given)
+    if not clips:
         raise refusal("given", given, allowed)
-    pixels = []
-    for frame in frames:
-        try:
-            values = np.asarray(frame.convert("RGB") if isinstance(frame, Image.Image) else frame)
-        except Exception as error:  # of arrays elsewhere, images that are damaged
-            raise refusal("given", frame, allowed) from error
-        if values.dtype != np.uint8 or values.ndim != 3 or values.shape[-1] != 3:
-            raise refusal("given", frame, allowed)
-        if values.shape[:2] != (height, width):
-            raise ZipARError(
-                f"a given frame of {values.shape[0]}x{values.shape[1]} pixels (height x width) does not fit clips of "
-                f"{height}x{width}: scale it to that size"
-            )
-        pixels.append(values)
-    return torch.from_numpy(np.stack(pixels))
+    if not isinstance(clips[0], Video) and (isinstance(clips[0], Image.Image) or np.ndim(clips[0]) == 3):
+        clips = [given]
+    elif len(clips) != prompts:
+        raise ZipARError(f"given frames of {len(clips)} clips do not fit {prompts} prompts: give one clip, or one each")
+    starts = [[_pixels(frame, height, width, allowed) for frame in _frames(clip) or []] for clip in clips]
+    if len({len(start) for start in starts}) > 1 or not starts[0]:
+        raise ZipARError(
+            f"given frames of {' and '.join(str(len(start)) for start in starts[:2])} do not make one batch: give as "
+            "many, one or more, for each prompt"
+        )
+    return torch.from_numpy(np.stack([np.stack(start) for start in starts]))
+
+
+def _frames(given: Any) -> list[Any] | None:
+    """One image after the other, of a clip or of what else holds some."""
+    if isinstance(given, Video):
+        return given.frames
+    return [given] if isinstance(given, Image.Image) else listed(given)
+
+
+def _pixels(frame: Any, height: int, width: int, allowed: str) -> np.ndarray:
+    """uint8 (height, width, 3) of an image."""
+    try:
+        values = np.asarray(frame.convert("RGB") if isinstance(frame, Image.Image) else frame)
+    except Exception as error:  # of arrays elsewhere, images that are damaged
+        raise refusal("given", frame, allowed) from error
+    if values.dtype != np.uint8 or values.ndim != 3 or values.shape[-1] != 3:
+        raise refusal("given", frame, allowed)
+    if values.shape[:2] != (height, width):
+        raise ZipARError(
+            f"a given frame of {values.shape[0]}x{values.shape[1]} pixels (height x width) does not fit clips of "
+            f"{height}x{width}: scale it to that size"
+        )
+    return values
 
 
 def _picture_frames(place: Path) -> tuple[list[Image.Image], float]:
