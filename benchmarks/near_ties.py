@@ -20,7 +20,7 @@ from zipar.decoding.decodable import Prefix
 from zipar.decoding.engine import decode
 from zipar.decoding.jacobi import CoupledJacobi
 from zipar.decoding.raster import Raster
-from zipar.decoding.sampling import filter_logits, gumbel
+from zipar.decoding.sampling import gumbel
 from zipar.decoding.strategy import Evaluated, Step, Strategy
 from zipar.evaluation.accuracy import wilson
 from zipar.models.base import VisualModel
@@ -41,7 +41,7 @@ def raster(model: VisualModel, batch: Batch) -> tuple[Tensor, Tensor]:
 
     def see(step: Step, evaluated: Evaluated) -> None:
         noise = gumbel(evaluated.draw.seeds, step.targets, evaluated.logits.shape[-1])
-        best = (filter_logits(evaluated.logits, evaluated.draw) + noise).topk(2).values
+        best = (evaluated.logits + noise).topk(2).values
         margins[:, step.targets[0]] = best[..., 0] - best[..., 1]
 
     decoded = decode(model, batch.prefix, grid, Watched(Raster(), see), model.defaults, batch.seeds)

@@ -91,7 +91,7 @@ def predictions(
 
     def see(step: Step, evaluated: Evaluated) -> None:
         nonlocal scores
-        found = (evaluated.logits / evaluated.draw.temperature).log_softmax(-1)
+        found = evaluated.logits.log_softmax(-1)
         if not len(scores):
             scores = found.new_zeros(len(found), grid.slots + 1, found.shape[-1])
         scores[:, step.targets[0]] = found

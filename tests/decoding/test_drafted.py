@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from zipar import Raster, Sampling, TokenGrid, ZipAR, ZipARError
 from zipar.decoding.attention import additive
 from zipar.decoding.engine import decode
-from zipar.decoding.sampling import Draw, gumbel, sample
+from zipar.decoding.sampling import Draw, filter_logits, gumbel, sample
 from zipar.decoding.zipar import NARROWEST, SURE
 
 SEEDS = [3, -1, 2**80 + 5]
@@ -66,7 +66,9 @@ def brute_force(model, prefixes, grid, sampling, seed, strategy, row_0_first, gi
         conditional, other = (logits(embeddings, events)[queries] for embeddings in prefixes)
         guided = other + sampling.guidance_scale * (conditional - other)
         draw = Draw.of(sampling, [seed])
-        drawn = sample(guided[None], draw, gumbel(draw.seeds, torch.tensor([targets]), guided.shape[-1]))[0].tolist()
+        drawn = sample(
+            filter_logits(guided[None], draw), draw, gumbel(draw.seeds, torch.tensor([targets]), guided.shape[-1])
+        )[0].tolist()
         chances = (guided / sampling.temperature).softmax(-1)
         return drawn, [float(row[token]) for row, token in zip(chances, drawn, strict=True)]
 

@@ -21,7 +21,7 @@ from zipar.decoding.attention import additive
 from zipar.decoding.cache import SlotCache
 from zipar.decoding.decodable import Prefix
 from zipar.decoding.engine import decode
-from zipar.decoding.sampling import Draw, gumbel, sample
+from zipar.decoding.sampling import Draw, filter_logits, gumbel, sample
 
 SEEDS = [3, -1, 2**80 + 5]
 TEXTS = ["a red fox in the snow", "fox", "two small birds"]
@@ -130,7 +130,9 @@ def brute_force(model, prefixes, grid, sampling, seed, window, row_0_first, fram
         if sampling.guided:
             found = [found[1] + sampling.guidance_scale * (found[0] - found[1])]
         draw = Draw.of(sampling, [seed])
-        drawn = sample(found[0][None], draw, gumbel(draw.seeds, torch.tensor([targets]), found[0].shape[-1]))
+        drawn = sample(
+            filter_logits(found[0][None], draw), draw, gumbel(draw.seeds, torch.tensor([targets]), found[0].shape[-1])
+        )
         tokens.update(zip(targets, drawn[0].tolist(), strict=True))
         born.update(dict.fromkeys(targets, passes))
         passes += 1

@@ -18,7 +18,7 @@ RANGE = torch.arange
 
 def draw_tokens(logits, sampling, seeds, slots):
     draw = Draw.of(sampling, seeds)
-    return sample(logits, draw, gumbel(draw.seeds, slots, logits.shape[-1]))
+    return sample(filter_logits(logits, draw), draw, gumbel(draw.seeds, slots, logits.shape[-1]))
 
 
 def transformers_filters(sampling):
@@ -98,8 +98,9 @@ def test_images_of_one_batch_have_temperatures_of_their_own():
     for image, draw in enumerate(draws):
         part = slice(image, image + 1)
         noise = gumbel(together.seeds, slots, 20)
-        assert sample(logits, together, noise)[part].equal(sample(logits[part], draw, noise[part]))
-        assert probabilities(logits, together)[part].equal(probabilities(logits[part], draw))
+        both, one = filter_logits(logits, together), filter_logits(logits[part], draw)
+        assert sample(both, together, noise)[part].equal(sample(one, draw, noise[part]))
+        assert probabilities(both, together)[part].equal(probabilities(one, draw))
 
 
 @pytest.mark.parametrize("over", ["seeds", "slots"])

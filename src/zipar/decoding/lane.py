@@ -15,7 +15,7 @@ from zipar.decoding.cache import SlotCache
 from zipar.decoding.decodable import Decodable, Prefix
 from zipar.decoding.graphs import Graphs
 from zipar.decoding.places import Places
-from zipar.decoding.sampling import Draw, Sampling, guide, noise_of, sample, slot_keys
+from zipar.decoding.sampling import Draw, Sampling, filter_logits, guide, noise_of, sample, slot_keys
 from zipar.decoding.strategy import Evaluated, Schedule, Step, Strategy
 from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
@@ -272,12 +272,13 @@ class Lane:
         return self.model.step(fed, slots, self.lengths[theirs], self.cache, mask)
 
     def _draw(self, rows: slice, logits: Tensor, targets: Tensor) -> tuple[Tensor, Draw]:
-        """Sample from the logits of the model's rows; returns those with guidance, and how they were drawn from."""
+        """Sample from the logits of the model's rows; returns what was drawn from, and how."""
         if self.branches == 2:
             logits = guide(logits, self.scale[rows])
         top_k, top_p = self.sampling.top_k, self.sampling.top_p
         draw = Draw(self.temperature[rows], self.noise[rows], self.seeds[rows], top_k, top_p)
         noise = noise_of(self.keys[rows].gather(1, targets), self._numbers)
+        logits = filter_logits(logits, draw)
         tokens = sample(logits, draw, noise)
         self.tokens[rows].scatter_(1, targets, tokens)
         self.scores[rows].scatter_(1, targets, logits.gather(-1, tokens[..., None])[..., 0])

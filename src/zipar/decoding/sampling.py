@@ -102,26 +102,28 @@ def sample(logits: Tensor, draw: Draw, noise: Tensor) -> Tensor:
     """Draw a token for each slot.
 
     Args:
-        logits: (images, queries, vocabulary), guidance already applied.
+        logits: (images, queries, vocabulary), as ``filter_logits`` returns them.
         draw: temperature and filters of the images.
         noise: float32, shaped like the logits: ``gumbel`` of the images' seeds and of the tokens' slots.
 
     Returns:
         int64 (images, queries).
     """
-    return torch.addcmul(filter_logits(logits, draw), draw.noise, noise).argmax(-1)
+    return torch.addcmul(logits, draw.noise, noise).argmax(-1)
 
 
 def probabilities(logits: Tensor, draw: Draw) -> Tensor:
-    """The distribution (images, queries, vocabulary) that ``sample`` draws from; all on one token where greedy."""
+    """The distribution (images, queries, vocabulary) that ``sample`` draws from: all on one token where greedy.
+
+    ``logits`` are those of ``filter_logits``.
+    """
     certain = torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-    return filter_logits(logits, draw).softmax(-1).where(draw.noise > 0, certain)
+    return logits.softmax(-1).where(draw.noise > 0, certain)
 
 
 def log_probabilities_of(tokens: Tensor, logits: Tensor, draw: Draw) -> Tensor:
     """Logarithm of what ``probabilities`` gives tokens (images, queries) that were drawn from these logits."""
-    filtered = filter_logits(logits, draw)
-    logarithm = filtered.gather(-1, tokens[..., None])[..., 0] - filtered.logsumexp(-1)
+    logarithm = logits.gather(-1, tokens[..., None])[..., 0] - logits.logsumexp(-1)
     return logarithm * draw.noise[..., 0]
 
 

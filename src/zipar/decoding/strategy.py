@@ -37,7 +37,7 @@ class Evaluated(NamedTuple):
 
     step: Step
     logits: Tensor
-    """Float32 (rows, queries, vocabulary), guidance applied."""
+    """Float32 (rows, queries, vocabulary), after guidance, temperature and filters."""
     draw: Draw
     """How tokens were drawn from them."""
     passes: Tensor

@@ -21,7 +21,7 @@ from zipar.decoding.attention import additive
 from zipar.decoding.cache import SlotCache
 from zipar.decoding.decodable import Decodable, Prefix
 from zipar.decoding.engine import no_numbers
-from zipar.decoding.sampling import Draw, Sampling, guide, probabilities
+from zipar.decoding.sampling import Draw, Sampling, filter_logits, guide, probabilities
 from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
 
@@ -96,7 +96,7 @@ def likelihood(
         drawn, counted = tokens[:, targets, None], free[targets]
         scores = (logits / draw.temperature).log_softmax(-1)
         before = after = scores.gather(-1, drawn)[..., 0]
-        likely = probabilities(logits, draw) if filtered else scores.exp()
+        likely = probabilities(filter_logits(logits, draw), draw) if filtered else scores.exp()
         if filtered:
             after = likely.gather(-1, drawn)[..., 0].log()
         outside, entropy = after.isinf(), torch.special.entr(likely).sum(-1).double()
