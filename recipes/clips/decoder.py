@@ -27,7 +27,7 @@ CONFIG = LlamaGenConfig(
 )
 FRAME = scenes.GRID**2  # tokens
 # (share of the steps, frames that are seen until then): the first frames hold most of what there is to learn
-LENGTHS = ((0.5, 2), (0.75, 4), (1.0, 8))
+LENGTHS = ((0.5, 2), (0.8, 4), (1.0, 8))
 HELD_OUT = 24  # clips that the loss is reported on
 
 

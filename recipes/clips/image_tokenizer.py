@@ -31,6 +31,7 @@ CONFIG = VQConfig(
     norm_groups=1,
 )
 SHARPNESS = 16.0  # of the encoder's choice between codes, which are unit vectors
+HELD_OUT = 100  # clips that the quality is reported on
 
 
 def barless() -> list[Scene]:
@@ -167,11 +168,11 @@ class Tokens:
 
 
 @torch.inference_mode()
-def quality(model: VQModel, painter: Painter, tokens: Tokens, seed: int, count: int = 100) -> str:
+def quality(model: VQModel, painter: Painter, tokens: Tokens, seed: int) -> str:
     """How well held-out clips come out, and how often their tokens are those that ``tokens`` puts together."""
     _, held_out = scenes.split()
     rng = np.random.default_rng(seed)
-    drawn = [scenes.sample(held_out, rng) for _ in range(count)]
+    drawn = [scenes.sample(held_out, rng) for _ in range(HELD_OUT)]
     pixels = training.to_pixels([frame for scene in drawn for frame in painter.render(scene)])
     named = torch.cat([model.encode(part) for part in pixels.split(64)])
     same = named.flatten() == torch.cat([tokens.clip(scene) for scene in drawn])
