@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import zipar
 from zipar.prompts import PromptVocabulary
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -126,7 +127,7 @@ def test_what_a_clip_shows(scenes, artwork):
     assert painter.locate(still, clip) == scenes.positions(still)
 
 
-def test_tiny_trainings_run_and_resume(script, scenes, module, tmp_path, capsys):
+def test_from_scenes_to_a_checkpoint(script, scenes, module, tmp_path, capsys):
     script("image_tokenizer", "--steps", 2, "--draw-steps", 1)
     script("image_tokenizer", "--steps", 3, "--draw-steps", 2)
     script("text_encoder", "--steps", 2, "--batch", 4)
@@ -141,3 +142,8 @@ def test_tiny_trainings_run_and_resume(script, scenes, module, tmp_path, capsys)
     assert (clip[:, :, 5] == tokens.bar).all()
     assert torch.equal(clip[0], clip[2])  # up, and back again
     assert not torch.equal(clip[0], clip[3])
+    script("export", tmp_path / "made")
+    pipe = zipar.pipeline(tmp_path / "made")
+    (video,) = pipe(["a small red car moves left"]).videos
+    assert [frame.size for frame in video.frames] == [(64, 64)] * 8
+    assert video.fps == scenes.FPS
