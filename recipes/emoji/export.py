@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
+import reading
 from emoji import scenes, text
-from emoji.decoder import CONFIG, TextToImage
+from emoji.decoder import untrained
 from emoji.image_tokenizer import CONFIG as IMAGE_TOKENIZER
 from zipar.conversion.llamagen import write
 from zipar.decoding.sampling import Sampling
@@ -25,8 +26,8 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.6)
     args = parser.parse_args()
 
-    tokenizer = text.tokenizer(CONFIG.prefix_length)
-    trained = TextToImage(len(tokenizer))
+    tokenizer = reading.tokenizer(text.vocabulary())
+    trained = untrained(len(tokenizer))
     # the averaged weights of the newest step, whether the training is done or still goes on
     trained.load_state_dict(torch.load(scenes.BUILD / "decoder_own.pt", weights_only=True)["average"])
     image_tokenizer = VQModel(IMAGE_TOKENIZER)

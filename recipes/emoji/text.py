@@ -1,15 +1,9 @@
-"""The words of the emoji model: a word-level tokenizer, and the vocabulary that goes with the checkpoint."""
+"""The words of the emoji model: the vocabulary that goes with the checkpoint."""
 
-import re
 from typing import Any
-
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from emoji import scenes
 from emoji.artwork import OBJECTS
-
-FILLERS = ["a", "an", "the", "at", "in", "on", "background", "style"]
 
 
 def vocabulary() -> dict[str, Any]:
@@ -24,20 +18,5 @@ def vocabulary() -> dict[str, Any]:
             "size": {size: [size] for size in scenes.SIZES},
             "position": {position: [position] for position in scenes.POSITIONS},
         },
-        "fillers": FILLERS,
+        "fillers": ["a", "an", "the", "at", "in", "on", "background", "style"],
     }
-
-
-def tokenizer(length: int) -> PreTrainedTokenizerFast:
-    """Known words become tokens, whatever else a prompt says is passed over; ``length`` tokens at most."""
-    phrases = [p for values in vocabulary()["attributes"].values() for ps in values.values() for p in ps]
-    words = sorted({word for phrase in [*phrases, *FILLERS] for word in re.findall(r"\w+", phrase)})
-    ids = {word: i for i, word in enumerate(["<pad>", "</s>", *words])}
-    backend = Tokenizer(models.WordLevel(ids, unk_token="<pad>"))
-    backend.normalizer = normalizers.Lowercase()
-    known = Regex(rf"\b({'|'.join(words)})\b")
-    backend.pre_tokenizer = pre_tokenizers.Split(known, behavior="removed", invert=True)
-    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", model_max_length=length, padding_side="left"
-    )
