@@ -13,8 +13,10 @@ import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ from zipar.evaluation.fidelity import likelihood
 from zipar.evaluation.judge import Judge
 from zipar.grid import TokenGrid
 from zipar.models import auto
+from zipar.models.clips import Clips
 from zipar.pipeline import Pipeline, PipelineOutput
 
 import training  # type: ignore[import-not-found]  # isort: skip  # recipes are on the path since ``studies``
@@ -36,6 +39,7 @@ from emoji import artwork  # type: ignore[import-not-found]  # isort: skip
 
 SEED = 11
 GIVEN = 2
+LONG, CARRIES = 24, (1, 2, 4, 6)
 STRATEGIES = {
     "raster": "raster order",
     "zipar:4": "window 4, frame by frame",
@@ -119,6 +123,25 @@ def measured(pipe: Pipeline, clips: Sequence[Clip], strategy: str, given: int, a
     return total
 
 
+def went_on(pipe: Pipeline, clips: Sequence[Clip], carry: int, painter: scenes.Painter) -> dict[str, Any]:
+    """Places and passes of clips that go on past the model's context from their last ``carry`` frames."""
+    with patch.object(Clips, "carry", carry):
+        made = pipe(
+            [prompt for _, prompt, _ in clips],
+            strategy="raster",
+            seed=SEED,
+            frames=LONG,
+            given=[render[:GIVEN] for *_, render in clips],
+        )
+    off = []
+    for (scene, _, render), video in zip(clips, made.videos, strict=True):
+        places = painter.locate(scene, np.stack([np.asarray(frame) for frame in video.frames]))
+        first, second = painter.locate(scene, render[:GIVEN])
+        right = scenes.continuation(first, second, scene.size, LONG)
+        off.append(statistics.mean(math.dist(a, b) for a, b in zip(places[GIVEN:], right[GIVEN:], strict=True)))
+    return {"error": off, "passes": made.stats.forward_passes}
+
+
 def timed(pipe: Pipeline, clips: Sequence[Clip], strategies: Sequence[str]) -> dict[str, Any]:
     """Seconds of single clips: the median over clips, all strategies interleaved."""
     taken: dict[str, list[float]] = {name: [] for name in strategies}
@@ -190,6 +213,14 @@ def verdicts(found: dict[str, dict[str, list[float]]]) -> str:
     return "\n".join(lines)
 
 
+def carries(found: dict[int, dict[str, Any]]) -> str:
+    lines = ["| frames given anew | all places right | error, px | raster's passes |", "| ---: | ---: | ---: | ---: |"]
+    for carry, figures in found.items():
+        right = statistics.mean(float(not off) for off in figures["error"])
+        lines.append(f"| {carry} | {right:.1%} | {interval(figures['error'], '{:.3f}')} | {figures['passes']:,} |")
+    return "\n".join(lines)
+
+
 def projections() -> str:
     lines = ["| strategy | passes of 3 new token frames | fewer |", "| --- | ---: | ---: |"]
     for name in ("raster", "zipar:8:wave", "zipar:8:wave@320", "zipar:8:wave@64", "zipar:2:wave", "zipar:2:wave@80",
@@ -204,6 +235,7 @@ def main() -> None:
     parser.add_argument("--model", default="clips")
     parser.add_argument("--clips", type=int, default=500)
     parser.add_argument("--batch", type=int, default=25)
+    parser.add_argument("--long", type=int, default=100, help="clips that go on past the context")
     parser.add_argument("--timed", type=int, default=6, help="clips that are timed, one at a time")
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES))
     parser.add_argument("--artwork", type=Path, default=scenes.BUILD / "artwork")
@@ -219,6 +251,10 @@ def main() -> None:
         given: {name: measured(pipe, clips, name, given, args, painter, judge) for name in strategies}
         for given in (GIVEN, 0)
     }
+    long = {
+        carry: kept(args.output / f"carry {carry}.json", partial(went_on, pipe, clips[: args.long], carry, painter))
+        for carry in CARRIES
+    }
     text = (Path(__file__).parent / "video.md").read_text(encoding="utf-8")
     filled = text.format(
         clips=args.clips,
@@ -229,6 +265,10 @@ def main() -> None:
         free=quality_table(found[0]),
         verdicts=verdicts(found[GIVEN]),
         free_verdicts=verdicts(found[0]),
+        long=LONG,
+        long_clips=args.long,
+        carry=pipe.model.carry,
+        carries=carries(long),
         projections=projections(),
     )
     args.docs.mkdir(exist_ok=True)
