@@ -39,9 +39,12 @@ from zipar.conversion.lumina_mgpt import convert
 from zipar.decoding.sampling import Sampling
 from zipar.image_tokenizers.chameleon import ChameleonImageDecoder
 from zipar.image_tokenizers.commavq import CommaVQTokenizer
+from zipar.image_tokenizers.cosmos import CosmosTokenizer, CosmosTokenizerConfig
 from zipar.image_tokenizers.vq import VQConfig, VQModel
 from zipar.models.clips import Clips
 from zipar.models.commavq import GPT, CommaVQ, CommaVQConfig
+from zipar.models.cosmos import Cosmos, CosmosConfig
+from zipar.models.cosmos import Transformer as CosmosDecoder
 from zipar.models.llamagen import LlamaGen, LlamaGenConfig, Transformer
 from zipar.models.lumina_mgpt import Anole, LuminaMGPT
 from zipar.prompts import PromptVocabulary
@@ -358,6 +361,35 @@ def commavq(commavq_recipe):
     for part in (decoder, image_tokenizer.encoder, image_tokenizer.decoder):
         recipe.fill(part)
     return CommaVQ(decoder, image_tokenizer).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def cosmos_recipe():
+    return _recipe("cosmos")
+
+
+@pytest.fixture(scope="session")
+def cosmos_tokenizer(cosmos_recipe):
+    """The tiny video tokenizer of the recordings."""
+    size = cosmos_recipe.TOKENIZER
+    shape = (size["channels"], size["channels_mult"], size["num_res_blocks"], size["z_channels"], size["levels"])
+    tokenizer = CosmosTokenizer(CosmosTokenizerConfig(*shape))
+    tokenizer.load_state_dict(cosmos_recipe.made_up(cosmos_recipe.shapes_of(tokenizer)))
+    return tokenizer.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def cosmos_models(cosmos_recipe, cosmos_tokenizer):
+    """The tiny models of the recordings, of 3 x 6 tokens a frame: cosmos_models("yarn"), or "plain"."""
+    size = cosmos_recipe.DECODER
+    shape = [size[name] for name in ("n_layers", "dim", "n_heads", "n_kv_heads", "head_dim", "ffn_hidden_size")]
+    made = {}
+    for name, trained in cosmos_recipe.YARN.items():
+        config = CosmosConfig(*shape, cosmos_tokenizer.config.codebook_size, cosmos_recipe.GRID, trained)
+        decoder = CosmosDecoder(config)
+        decoder.load_state_dict(cosmos_recipe.made_up(cosmos_recipe.shapes_of(decoder), 1))
+        made[name] = Cosmos(decoder, cosmos_tokenizer).eval().requires_grad_(False)
+    return made.__getitem__
 
 
 @pytest.fixture(scope="session")

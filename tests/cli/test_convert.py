@@ -127,3 +127,24 @@ def test_commavq_reaches_its_conversion(zipar, monkeypatch, tmp_path):
     for arguments in (["gpt2m"], ["nowhere", "out"], ["gpt2m", "out", "more"]):
         code, _, err = zipar("convert", "commavq", *arguments)
         assert (code, err.count("\n"), err[:7]) == (2, 1, "error: ")
+
+
+def test_cosmos_reaches_its_conversion(zipar, monkeypatch, tmp_path):
+    calls = []
+
+    def convert(*args, **options):
+        calls.append((args, options))
+        return {torch.bfloat16}
+
+    monkeypatch.setattr("zipar.conversion.cosmos.convert", convert)
+    (tmp_path / "model.pt").touch()
+    (tmp_path / "tokenizer").mkdir()
+    code, out, err = zipar("convert", "cosmos", "model.pt", "tokenizer", "out", "--dtype", "bfloat16")
+    assert (code, err) == (0, "")
+    assert out == 'out: weights stored in bfloat16; try `zipar.pipeline("out")("", given=frames)`\n'
+    ((paths, options),) = calls
+    assert [str(path) for path in paths] == ["model.pt", "tokenizer", "out"]
+    assert options == {"dtype": torch.bfloat16}
+    for arguments in (["tokenizer", "model.pt", "out"], ["model.pt", "tokenizer"], ["model.pt", "nowhere", "out"]):
+        code, _, err = zipar("convert", "cosmos", *arguments)
+        assert (code, err.count("\n"), err[:7]) == (2, 1, "error: ")

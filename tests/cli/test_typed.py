@@ -84,6 +84,8 @@ def lines(text_model, tmp_path_factory):
         ("tune",): [prompts, *model, "--quiet", "--images", 2],
         ("plan",): model,
         ("prompts",): model,
+        ("convert", "commavq"): [folder, "out"],
+        ("convert", "cosmos"): [weights, folder, "out"],
         ("convert", "emu3"): [folder, folder, "out"],
         ("convert", "llamagen"): [weights, weights, "out"],
         ("convert", "lumina-mgpt"): [folder, weights, "out", "--image-size", "512"],

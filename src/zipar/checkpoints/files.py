@@ -9,6 +9,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -76,6 +77,34 @@ def read_tensors(path: Path, module: nn.Module) -> dict[str, Tensor]:
         raise ZipARError(f"{path} is damaged ({error}): fetch or convert it again") from error
     check_tensors(tensors, module, path)
     return tensors
+
+
+def load_shards(directory: Path, module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    """Fill ``module`` with the tensors of all safetensors files of a directory, one file after the other.
+
+    Raises:
+        ZipARError: a file is damaged, or the tensors are not those of ``module``.
+    """
+    shards = sorted(directory.glob("*.safetensors"))
+    check_tensors({name: tensor for shard in shards for name, tensor in outline(shard).items()}, module, directory)
+    for shard in shards:
+        tensors = safetensors.torch.load_file(shard)
+        module.load_state_dict({name: tensor.to(device, dtype) for name, tensor in tensors.items()}, False, assign=True)
+
+
+def outline(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file without their values, on the meta device.
+
+    Raises:
+        ZipARError: the file is missing or damaged.
+    """
+    check_readable(path, f"{path} is missing")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ZipARError(f"{path} is damaged ({error}): fetch or convert it again") from error
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
 def check_tensors(tensors: dict[str, Tensor], module: nn.Module, source: Path) -> None:

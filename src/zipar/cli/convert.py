@@ -68,7 +68,27 @@ def commavq(
 
     from zipar.conversion.commavq import convert
 
-    _tell(out, convert(source, out, dtype=_torch(dtype)))
+    _tell(out, convert(source, out, dtype=_torch(dtype)), clips=True)
+
+
+@app.command("cosmos")
+def cosmos(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL.pt", exists=True, dir_okay=False, help="A base model, of 4B or 12B.")
+    ],
+    tokenizer: Annotated[
+        Path,
+        typer.Argument(metavar="TOKENIZER_DIR", exists=True, file_okay=False, help="Cosmos-Tokenize1-DV8x16x16-720p."),
+    ],
+    out: Out,
+    dtype: Stored = None,
+) -> None:
+    """Convert a Cosmos: zipar convert cosmos MODEL.pt TOKENIZER_DIR OUT."""
+    outputs.check_directory(out)
+
+    from zipar.conversion.cosmos import convert
+
+    _tell(out, convert(model, tokenizer, out, dtype=_torch(dtype)), clips=True)
 
 
 @app.command("emu3")
@@ -178,6 +198,7 @@ def _torch(dtype: DType | None) -> "torch.dtype | None":
     return getattr(torch, dtype.value) if dtype else None
 
 
-def _tell(out: Path, formats: "Collection[torch.dtype]") -> None:
+def _tell(out: Path, formats: "Collection[torch.dtype]", clips: bool = False) -> None:
     stored = " and ".join(sorted(str(each).removeprefix("torch.") for each in formats))
-    print(f"{out}: weights stored in {stored}; try `zipar generate PROMPT --model {out}`")
+    use = f'zipar.pipeline("{out}")("", given=frames)' if clips else f"zipar generate PROMPT --model {out}"
+    print(f"{out}: weights stored in {stored}; try `{use}`")

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
-from zipar.checkpoints.files import build, check_readable, check_tensors, read_config, read_tokenizer
+from zipar.checkpoints.files import build, check_readable, check_tensors, outline, read_config, read_tokenizer
 from zipar.conversion.published import Weights, count, in_format, read_pickle, shape_of, widest
 from zipar.errors import ZipARError
 from zipar.image_tokenizers.chameleon import ChameleonImageDecoder
@@ -146,13 +146,7 @@ def _shards(source: Path) -> list[Path]:
 
 def _outline(shard: Path) -> Weights:
     """The tensors of a safetensors file, without their values; those of an image encoder are left out."""
-    check_readable(shard, f"{shard} is missing")
-    try:
-        with safetensors.safe_open(shard, "pt") as file:
-            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ZipARError(f"{shard} is damaged ({error}): fetch it again") from error
-    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items() if not name.startswith(ENCODER)}
+    return {name: tensor for name, tensor in outline(shard).items() if not name.startswith(ENCODER)}
 
 
 def _converted(shard: Path, wanted: Weights, dtype: torch.dtype | None) -> Weights:

@@ -12,6 +12,7 @@ from zipar.models import quantization
 from zipar.models.base import VisualModel
 from zipar.models.clips import Clips
 from zipar.models.commavq import CommaVQ
+from zipar.models.cosmos import Cosmos
 from zipar.models.emu3 import Emu3
 from zipar.models.janus import Janus
 from zipar.models.llamagen import LlamaGen
@@ -19,7 +20,7 @@ from zipar.models.lumina_mgpt import Anole, LuminaMGPT
 from zipar.models.packing import pack
 
 FAMILIES: dict[str, type[VisualModel]] = {
-    model.family: model for model in (LlamaGen, Janus, Emu3, LuminaMGPT, Anole, Clips, CommaVQ)
+    model.family: model for model in (LlamaGen, Janus, Emu3, LuminaMGPT, Anole, Clips, CommaVQ, Cosmos)
 }
 
 
