@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from transformers import GenerationConfig, JanusForConditionalGeneration
 
 import zipar
@@ -75,7 +76,7 @@ class Calls(dict):
 
 
 @pytest.fixture(scope="module")
-def calls(tiny_models, janus_directory, offline):
+def calls(tiny_models, janus_directory, offline, tiny_clips):
     """Those of the package, and others that the documents name."""
     janus = JanusForConditionalGeneration.from_pretrained(janus_directory)
     ids = torch.tensor([[1, 7, 4]])
@@ -106,6 +107,8 @@ def calls(tiny_models, janus_directory, offline):
         "num_images_per_prompt": 1,
         "height": None,
         "width": None,
+        "frames": None,
+        "given": None,
         "deterministic": False,
         "callback": None,
     }
@@ -113,15 +116,20 @@ def calls(tiny_models, janus_directory, offline):
     drawn = {"prefix": prefix, "grid": grid, "sampling": sampling}
     decoded = {"model": model, **drawn, "strategy": zipar.Raster(), "seeds": [0], "callback": None}
     decoded |= {"deterministic": False, "cuda_graphs": False}
+    pictures = [Image.new("RGB", (8, 8))] * 2
     inside = {"model": janus, "input_ids": ids, "generation_config": GenerationConfig()}
     public = {
-        "AdaptiveZipAR": (zipar.AdaptiveZipAR, {"min_window": 2, "first_row": "alone"}),
+        "AdaptiveZipAR": (zipar.AdaptiveZipAR, {"min_window": 2, "first_row": "alone", "frame_delay": 2}),
         "CoupledJacobi": (zipar.CoupledJacobi, {"lookahead": 4, "window": None, "budget": None}),
         "Pipeline": (zipar.Pipeline, {"model": model, "strategy": None, "cuda_graphs": True}),
         "Raster": (zipar.Raster, {}),
         "Sampling": (zipar.Sampling, sampled),
-        "TokenGrid": (zipar.TokenGrid, {"rows": 2, "columns": 2, "frames": 1, "row_end": None, "frame_end": ()}),
-        "ZipAR": (zipar.ZipAR, {"window": 2, "lookahead": 1, "first_row": "alone", "nats": 2.0}),
+        "TokenGrid": (
+            zipar.TokenGrid,
+            {"rows": 2, "columns": 2, "frames": 2, "row_end": None, "frame_end": (), "given": 1},
+        ),
+        "Video": (zipar.Video, {"frames": pictures, "fps": 8}),
+        "ZipAR": (zipar.ZipAR, {"window": 2, "lookahead": 1, "first_row": "alone", "nats": 2.0, "frame_delay": 2}),
         "accelerate": (accelerate, {"model": janus, "strategy": None}),
         "generate": (generate, {"strategy": "zipar:1", "image_guidance_scale": 5.0}),
         "pipeline": (zipar.pipeline, loaded),
@@ -129,6 +137,7 @@ def calls(tiny_models, janus_directory, offline):
     others = {
         "Pipeline.__call__": (pipe, called),
         "Pipeline.__call__ of text": (zipar.pipeline(tiny_models.by_text), called),
+        "Pipeline.__call__ of clips": (zipar.Pipeline(tiny_clips), {**called, "frames": 3, "given": pictures}),
         "Pipeline.to": (zipar.pipeline(copy.deepcopy(model)).to, {"device": None, "dtype": None}),
         "decode": (decode, decoded),
         "generate itself": (zipar.generate, inside),
