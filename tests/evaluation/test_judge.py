@@ -1,10 +1,16 @@
+import dataclasses
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+import zipar
 from zipar import ZipARError
 from zipar.evaluation.judge import Judge, JudgeConfig
 
+SHIPPED = sorted((Path(zipar.__file__).parent / "pretrained").glob("*/judge"))
 CONFIG = JudgeConfig({"shape": ["round", "square", "long"], "type": ["old", "new"]}, 16, (8, 16), 10, 4)
 
 
@@ -56,24 +62,83 @@ def test_learns_what_it_is_shown(judge):
     images[shapes == 1, :8] += 100
     images[shapes == 2, 8:] += 100
     images[types == 1, :, :, 0] += 50
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    check_learns(judge, images, {"shape": shapes, "type": types})
+
+
+def test_learns_which_way_a_clip_moves():
+    torch.manual_seed(0)
+    judge = Judge(JudgeConfig({"way": ["left", "right"]}, 16, (8, 16), 10, 4, frames=3))
+    rng = np.random.default_rng(1)
+    clips = np.zeros((20, 3, 16, 16, 3), dtype=np.uint8)
+    for clip, top, left in zip(clips, rng.integers(12, size=20), rng.integers(8, size=20), strict=True):
+        for time, frame in enumerate(clip):
+            frame[top : top + 4, left + 2 * time : left + 2 * time + 4] = 255
+    # backwards they have the same frames: only their order tells
+    check_learns(judge, np.concatenate([clips, clips[:, ::-1]]), {"way": np.repeat([1, 0], 20)})
+
+
+def check_learns(judge, images, labels):
     optimizer = torch.optim.Adam(judge.parameters(), 5e-3)
+    pixels = judge.pixels(images)
     for _ in range(100):
         optimizer.zero_grad()
         logits = judge.logits(judge(pixels))
-        loss = torch.nn.functional.cross_entropy(logits["shape"], torch.from_numpy(shapes))
-        loss = loss + torch.nn.functional.cross_entropy(logits["type"], torch.from_numpy(types))
-        loss.backward()
+        losses = [torch.nn.functional.cross_entropy(logits[name], torch.from_numpy(labels[name])) for name in labels]
+        torch.stack(losses).sum().backward()
         optimizer.step()
-    seen = judge.classify(images)
-    assert seen["shape"] == [CONFIG.attributes["shape"][i] for i in shapes]
-    assert seen["type"] == [CONFIG.attributes["type"][i] for i in types]
+    for name, seen in judge.classify(images).items():
+        assert seen == [judge.config.attributes[name][i] for i in labels[name]]
+
+
+def test_pixels_are_colours_frame_after_frame(judge, images):
+    stacked = np.moveaxis(images, -1, 1) / np.float32(127.5) - 1
+    torch.testing.assert_close(judge.pixels(images), torch.from_numpy(stacked))
+    clips = np.stack([images, images[::-1]], axis=1)
+    both = np.concatenate([stacked, stacked[::-1]], axis=1)
+    torch.testing.assert_close(Judge(dataclasses.replace(CONFIG, frames=2)).pixels(clips), torch.from_numpy(both))
+
+
+def test_clips_survive_a_directory(images, tmp_path):
+    torch.manual_seed(0)
+    judge = Judge(dataclasses.replace(CONFIG, frames=5))
+    clips = np.stack([images, 255 - images])
+    assert judge.features(clips).shape == (2, 10)
+    assert len(judge.classify(torch.from_numpy(clips))["shape"]) == 2
+    judge.save(tmp_path)
+    loaded = Judge.load(tmp_path)
+    assert loaded.config.frames == 5
+    torch.testing.assert_close(loaded.features(clips), judge.features(clips), atol=1e-2, rtol=1e-2)
+
+
+def test_a_directory_that_tells_of_no_frames_is_of_pictures(judge, images, tmp_path):
+    judge.save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["frames"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert Judge.load(tmp_path).features(images).shape == (5, 10)
+
+
+@pytest.mark.parametrize("directory", SHIPPED, ids=lambda path: path.parent.name)
+def test_shipped_judges_load(directory):
+    judge = Judge.load(directory)
+    frames = [judge.config.frames] if judge.config.frames > 1 else []
+    shape = (2, *frames, judge.config.side, judge.config.side, 3)
+    seen = judge.classify(np.zeros(shape, dtype=np.uint8))
+    assert {name: len(values) for name, values in seen.items()} == dict.fromkeys(judge.config.attributes, 2)
 
 
 @pytest.mark.parametrize("shape", [(5, 16, 15, 3), (5, 3, 16, 16), (16, 16, 3)])
 def test_refuses_other_shapes(judge, shape):
     with pytest.raises(ZipARError, match="16, 16, 3"):
         judge.features(np.zeros(shape, dtype=np.uint8))
+
+
+@pytest.mark.parametrize("shape", [(5, 16, 16, 3), (5, 2, 16, 16, 3), (5, 3, 16, 15, 3), (5, 3, 3, 16, 16)])
+def test_refuses_other_shapes_of_clips(shape):
+    judge = Judge(dataclasses.replace(CONFIG, frames=3))
+    for judged in (judge.pixels, judge.features, judge.classify):
+        with pytest.raises(ZipARError, match=r"clips should be uint8 \(n, 3, 16, 16, 3\)"):
+            judged(np.zeros(shape, dtype=np.uint8))
 
 
 def test_refuses_other_dtypes(judge, images):

@@ -19,20 +19,24 @@ BATCH = 32
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-def checked(images: np.ndarray | Tensor, side: int | None = None) -> Tensor:
-    """``images`` as a tensor.
+def checked(images: np.ndarray | Tensor, side: int | None = None, frames: int = 1) -> Tensor:
+    """``images``, or clips where there is more than one frame, as a tensor.
 
     Raises:
-        ZipARError: they are not uint8 (n, height, width, 3), or height and width are not ``side``.
+        ZipARError: they are not uint8 (n, height, width, 3), or (n, frames, height, width, 3) if ``frames`` is above 1;
+            or height and width are not ``side``.
     """
-    wanted = "(n, height, width, 3)" if side is None else f"(n, {side}, {side}, 3)"
+    kind, before = ("clips", [frames]) if frames > 1 else ("images", [])
+    sides = ["height", "width"] if side is None else [side, side]
+    wanted = f"(n, {', '.join(map(str, [*before, *sides]))}, 3)"
     try:
         images = torch.as_tensor(images)
     except Exception as error:  # of numpy and torch, over whatever is no array
-        raise refusal("images", images, f"an array, uint8 {wanted}") from error
+        raise refusal(kind, images, f"an array, uint8 {wanted}") from error
     shape = tuple(images.shape)
-    if images.dtype != torch.uint8 or len(shape) != 4 or shape[3] != 3 or (side and shape[1:3] != (side, side)):
-        raise ZipARError(f"images should be uint8 {wanted}, not {images.dtype} {shape}")
+    fits = len(shape) == 4 + len(before) and shape[-1] == 3 and list(shape[1:-3]) == before
+    if images.dtype != torch.uint8 or not fits or (side and shape[-3:-1] != (side, side)):
+        raise ZipARError(f"{kind} should be uint8 {wanted}, not {images.dtype} {shape}")
     return images
 
 

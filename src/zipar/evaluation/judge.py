@@ -1,8 +1,8 @@
-"""A small classifier that says what is to be seen in a picture, attribute by attribute."""
+"""A small classifier that says what is to be seen in a picture or a clip, attribute by attribute."""
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,23 +20,27 @@ from zipar.writing import write
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """Attribute -> the values it may have; the pictures' side in pixels; the widths of the network."""
+    """Attribute -> the values it may have; the pictures' side in pixels; the widths of the network.
+
+    A judge of clips sees several frames at once, stacked as channels; one of pictures sees one.
+    """
 
     attributes: dict[str, list[str]]
     side: int = 64
     channels: Sequence[int] = (32, 64, 128, 192)
     features: int = 128
     norm_groups: int = 8
+    frames: int = 1
 
 
 class Judge(nn.Module):
-    """Pictures -> features -> the value of each attribute."""
+    """Pictures or clips -> features -> the value of each attribute."""
 
     def __init__(self, config: JudgeConfig) -> None:
         super().__init__()
         self.config = config
         self.stages = nn.Sequential(
-            *(Stage(width, out, config.norm_groups) for width, out in pairwise([3, *config.channels]))
+            *(Stage(width, out, config.norm_groups) for width, out in pairwise([3 * config.frames, *config.channels]))
         )
         side = config.side // 2 ** len(config.channels)
         # no pooling: where something is counts as much as what it is
@@ -68,7 +72,7 @@ class Judge(nn.Module):
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Features (n, features) of float pixels (n, 3, side, side) in [-1, 1]."""
+        """Features (n, features) of float pixels (n, 3 * frames, side, side) in [-1, 1]."""
         return F.silu(self.project(self.stages(pixels).flatten(1)))
 
     def logits(self, features: Tensor) -> dict[str, Tensor]:
@@ -76,18 +80,30 @@ class Judge(nn.Module):
         sizes = [len(values) for values in self.config.attributes.values()]
         return dict(zip(self.config.attributes, self.head(features).split(sizes, dim=-1), strict=True))
 
-    @torch.inference_mode()
-    def features(self, images: np.ndarray | Tensor) -> Tensor:
-        """Features, float32 (n, features), of uint8 images (n, side, side, 3).
+    def pixels(self, images: np.ndarray | Tensor) -> Tensor:
+        """What ``forward`` takes, float32 (n, 3 * frames, side, side), of uint8 images or clips as ``features`` takes.
 
         Raises:
             ZipARError: images of another shape or dtype.
         """
-        return torch.cat([self(pixels) for pixels in self._batches(images)])
+        images = checked(images, self.config.side, self.config.frames).to(self.head.weight.device)
+        return images.movedim(-1, -3).flatten(1, -3).float() / 127.5 - 1
+
+    @torch.inference_mode()
+    def features(self, images: np.ndarray | Tensor) -> Tensor:
+        """Features, float32 (n, features), of uint8 images (n, side, side, 3).
+
+        A judge of clips takes (n, frames, side, side, 3), here and in ``classify``.
+
+        Raises:
+            ZipARError: images of another shape or dtype.
+        """
+        images = checked(images, self.config.side, self.config.frames)
+        return torch.cat([self(self.pixels(batch)) for batch in images.split(256)])
 
     @torch.inference_mode()
     def classify(self, images: np.ndarray | Tensor) -> dict[str, list[str]]:
-        """Attribute -> its value in each of the uint8 images (n, side, side, 3).
+        """Attribute -> its value in each of the uint8 images (n, side, side, 3), or clips.
 
         Raises:
             ZipARError: images of another shape or dtype.
@@ -97,10 +113,6 @@ class Judge(nn.Module):
             name: [values[i] for i in logits[name].argmax(-1).tolist()]
             for name, values in self.config.attributes.items()
         }
-
-    def _batches(self, images: np.ndarray | Tensor, size: int = 256) -> Iterator[Tensor]:
-        for batch in torch.split(checked(images, self.config.side), size):
-            yield batch.to(self.head.weight.device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 class Stage(nn.Module):
