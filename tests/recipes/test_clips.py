@@ -1,6 +1,7 @@
 """The scripts that make the model of clips: scenes and what is said of them, and tiny trainings."""
 
 import importlib
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,12 @@ import torch
 from PIL import Image
 
 import zipar
+from zipar.evaluation.fid import Moments
+from zipar.evaluation.judge import Judge, JudgeConfig
 from zipar.prompts import PromptVocabulary
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-SHARED = ("training", "reading", "prompted", "kmeans")
+SHARED = ("training", "reading", "prompted", "judging", "kmeans")
 
 
 @pytest.fixture
@@ -55,6 +58,10 @@ def script(module, monkeypatch, artwork, tmp_path):
     monkeypatch.setattr(image_tokenizer, "CONFIG", replace(image_tokenizer.CONFIG, codebook_size=32, channels=8))
     monkeypatch.setattr(image_tokenizer, "HELD_OUT", 1)
     monkeypatch.setattr(module("clips.decoder"), "HELD_OUT", 1)
+    judge = module("clips.judge")
+    monkeypatch.setattr(judge, "CONFIG", replace(judge.CONFIG, channels=(8, 8, 8, 8), features=4))
+    monkeypatch.setattr(judge, "GOAL", 0)
+    monkeypatch.setattr(judge, "SHOWN", 2)
 
     def run(name, *arguments):
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments), "--build", str(tmp_path)])
@@ -130,6 +137,7 @@ def test_what_a_clip_shows(scenes, artwork):
 def test_from_scenes_to_a_checkpoint(script, scenes, module, tmp_path, capsys):
     script("image_tokenizer", "--steps", 2, "--draw-steps", 1)
     script("image_tokenizer", "--steps", 3, "--draw-steps", 2)
+    script("judge", "--steps", 2, "--batch", 4)
     script("text_encoder", "--steps", 2, "--batch", 4)
     script("decoder", "--steps", 4, "--own-steps", 1, "--batch", 2)
     script("decoder", "--steps", 5, "--own-steps", 2, "--batch", 2)
@@ -147,3 +155,27 @@ def test_from_scenes_to_a_checkpoint(script, scenes, module, tmp_path, capsys):
     (video,) = pipe(["a small red car moves left"]).videos
     assert [frame.size for frame in video.frames] == [(64, 64)] * 8
     assert video.fps == scenes.FPS
+    clip = np.stack([[np.asarray(frame) for frame in video.frames]])
+    assert Judge.load(tmp_path / "made" / "judge").classify(clip)["object"] == ["car"]
+
+
+def test_a_judge_of_renders_alone(script, scenes, tmp_path):
+    script("judge", "--steps", 2, "--batch", 4)
+    found = json.loads((tmp_path / "judge" / "held_out.json").read_text())
+    assert list(found) == ["training renders", "held-out renders"]
+    renders = found["held-out renders"]
+    assert renders["images"] == 3 * 10  # of the 96 combinations in this world
+    assert renders["fid"] == pytest.approx(0, abs=1e-3)
+    assert all(0 <= renders[name] <= 1 for name in scenes.ATTRIBUTES)
+    assert renders["object"] == 1  # there is but one
+    reference = Moments.load(tmp_path / "judge" / "reference.safetensors")
+    assert reference.mean.shape == (4,)
+
+
+def test_what_the_judge_reads_wrongly(module):
+    judge = Judge(JudgeConfig({"shape": ["round", "square"], "type": ["old", "new"]}, 16, (8,), 2))
+    judge.head.weight.data.zero_()
+    judge.head.bias.data.copy_(torch.tensor([0.0, 1.0, 1.0, 0.0]))
+    labels = torch.tensor([[1, 0], [1, 1], [0, 1], [1, 1]])
+    images = torch.zeros(4, 16, 16, 3, dtype=torch.uint8)
+    assert module("judging").accuracy(judge, labels, images) == {"shape": 0.75, "type": 0.25}
