@@ -21,7 +21,7 @@ FRAMES = 8
 FPS = 8
 PATCH = 8  # pixels a token is wide
 GRID = SIDE // PATCH
-STEP = 4  # pixels between the places where the emoji may be
+STEP = PATCH  # pixels between the places where the emoji may be
 STYLE = "flat"
 SIZES = {"small": 24, "large": 32}
 BACKGROUNDS = ["yellow", "green", "blue", "pink", "white", "black"]
@@ -29,7 +29,7 @@ DIRECTIONS = {
     "left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1),
     "up left": (-1, -1), "up right": (1, -1), "down left": (-1, 1), "down right": (1, 1),
 }  # fmt: skip
-SPEEDS = {"slow": 4, "medium": 8, "fast": 12}  # pixels a frame, along each axis that the emoji moves along
+SPEEDS = {"slow": 8, "medium": 16, "fast": 24}  # pixels a frame, along each axis that the emoji moves along
 ADVERBS = {"slow": "slowly", "medium": "steadily", "fast": "fast"}
 BAR = (112, 112, 116)
 BAR_COLUMNS = range(1, GRID - 1)  # of tokens
