@@ -13,7 +13,7 @@ STRATEGIES = ("zipar:4", options.DEFAULT_STRATEGY, "jacobi:32")
 
 
 def compare(
-    prompt: options.Prompt,
+    prompt: options.Prompt = "",
     strategy: options.Strategies = None,
     model: options.Model = "emoji",
     size: options.Size = None,

@@ -23,9 +23,14 @@ class StrategyName(str, Enum):
 
 def generate(
     prompts: Annotated[
-        list[str],
-        typer.Argument(metavar="PROMPT", help="What to paint, in quotes; several prompts make several images."),
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="PROMPT",
+            help="What to paint, in quotes; several prompts make several images. Models that only go on from frames "
+            "take none.",
+            show_default=False,
+        ),
+    ] = None,
     model: options.Model = "emoji",
     strategy: Annotated[
         StrategyName | None,
@@ -118,6 +123,7 @@ def generate(
     from zipar.videos import frame_rate
     from zipar.writing import write
 
+    prompts = prompts or [""]
     clips = session.makes_clips(model)
     output = output or Path("zipar.gif" if clips else "zipar.png")
     *_, last = outputs.numbered(output, len(prompts) * num_images)

@@ -56,7 +56,10 @@ def _seed(number: int) -> int:
 
 
 Prompt = Annotated[
-    str, typer.Argument(metavar="PROMPT", help="What to paint; see `zipar prompts` for what the model knows.")
+    str,
+    typer.Argument(
+        metavar="PROMPT", help="What to paint; see `zipar prompts` for what the model knows.", show_default=False
+    ),
 ]
 Model = Annotated[
     str,

@@ -131,13 +131,13 @@ def start(
     """
     prompts = [as_text(prompt) for prompt in prompts]
     negative_prompt = None if negative_prompt is None else as_text(negative_prompt)
-    if not all(prompt.strip() for prompt in prompts):
-        raise ZipARError("the prompt is empty: say what to paint")
     if negative_prompt is not None and not negative_prompt.strip():
         raise ZipARError("the negative prompt is empty: say what to steer away from, or leave it out")
     wanted = parse_size(size)
     start = read_given(given, given_frames)
     directory = auto.find(model)
+    if not all(prompt.strip() for prompt in prompts) and not auto.family(directory).wordless:
+        raise ZipARError("the prompt is empty: say what to paint")
     _hush()
     with spinner(f"loading {model}", quiet):
         pipe = pipeline(
@@ -157,7 +157,7 @@ def start(
         negative_prompt=negative_prompt,
         sampling=dataclasses.replace(pipe.model.defaults, **asked),
         size=pixels,
-        grids=grids(pipe.model, pixels, frames, len(start or ())),
+        grids=grids_of(pipe.model, pixels, frames, len(start or ())),
         frames=frames or getattr(pipe.model, "frames", None),
         given=start,
         seed=seed,
@@ -175,7 +175,7 @@ def makes_clips(model: str) -> bool:
     return issubclass(auto.family(auto.find(model)), VideoModel)
 
 
-def grids(model: VisualModel, size: tuple[int, int], frames: int | None, given: int) -> list[TokenGrid]:
+def grids_of(model: VisualModel, size: tuple[int, int], frames: int | None, given: int) -> list[TokenGrid]:
     """The token grid of each decoding that an image or a clip takes.
 
     Raises:
