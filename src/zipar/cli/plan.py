@@ -68,7 +68,7 @@ def plan(
     for each in dict.fromkeys([zipar, drafted]):
         wave = replace(each, first_row="wave")
         shown += [each, wave]
-        if clip:
+        if clip or frame_delay:
             shown.append(replace(wave, frame_delay=frame_delay or grid.columns))
     rows: list[dict[str, Any]] = []
     for strategy in shown:

@@ -23,7 +23,7 @@ from zipar.grid import TokenGrid
 from zipar.models import auto
 from zipar.models.base import VideoModel, VisualModel
 from zipar.pipeline import DecodingStats, Pipeline, PipelineOutput, pipeline
-from zipar.videos import Video
+from zipar.videos import Video, frames_of
 
 EXAMPLES = 32
 """Images of each strategy where neither prompts nor a number is given."""
@@ -226,6 +226,12 @@ def study(started: Session, images: int | None, batch_size: int, folder: Path) -
         ZipARError: fewer than two images, which have no confidence interval, or a prompt that the model does not know.
     """
     model = started.pipe.model
+    if len(started.grids) > 1:
+        raise ZipARError(
+            f"clips of {started.frames} frames take {len(started.grids)} decodings, and what is measured takes one: "
+            f"give --frames {getattr(model, 'context', 1)} at most"
+        )
+    given = None if started.given is None else frames_of(started.given, *started.size)
     prompts = started.prompts or model.examples(images or EXAMPLES)
     if model.vocabulary is not None:  # now, and not after hours
         for prompt in prompts:
@@ -243,6 +249,7 @@ def study(started: Session, images: int | None, batch_size: int, folder: Path) -
         batch_size=batch_size,
         folder=folder,
         cuda_graphs=started.pipe.cuda_graphs,
+        given=given,
     )
 
 
