@@ -158,13 +158,21 @@ Given = Annotated[
         rich_help_panel="Clips",
     ),
 ]
+Starts = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="What clips go on from: a picture or a video, or a folder of them, gone through again and again.",
+        rich_help_panel="Clips",
+    ),
+]
 GivenFrames = Annotated[
     int | None,
     typer.Option(
         min=1,
         max=MOST_FRAMES,
         metavar="NUMBER",
-        help="Go on from the last so many frames of --given.",
+        help="Of --given: the last so many.",
         rich_help_panel="Clips",
         show_default="all",
     ),

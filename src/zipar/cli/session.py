@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from zipar.checkpoints.files import is_directory
 from zipar.cli.options import DType, Quantization, as_text, parse_size
 from zipar.cli.progress import spinner
 from zipar.decoding.engine import Progress
@@ -18,12 +19,13 @@ from zipar.decoding.sampling import Sampling
 from zipar.decoding.strategy import Strategy
 from zipar.decoding.zipar import ZipAR
 from zipar.errors import ZipARError
+from zipar.evaluation.images import CLIP_SUFFIXES, SUFFIXES, pictures
 from zipar.evaluation.samples import Study, stamp
 from zipar.grid import TokenGrid
 from zipar.models import auto
 from zipar.models.base import VideoModel, VisualModel
 from zipar.pipeline import DecodingStats, Pipeline, PipelineOutput, pipeline
-from zipar.videos import Video, frames_of
+from zipar.videos import Video, given_frames
 
 EXAMPLES = 32
 """Images of each strategy where neither prompts nor a number is given."""
@@ -43,8 +45,9 @@ class Session:
     grids: list[TokenGrid]
     """Of each decoding: an image takes one, a clip more where it goes on past its model's context."""
     frames: int | None
-    given: list[Image.Image] | None
-    """See ``Pipeline``."""
+    """Of a clip; None of an image."""
+    given: list[list[Image.Image]]
+    """What clips go on from: nothing, or the frames of one for all or of several for a study."""
     seed: int
     num_images: int
     deterministic: bool
@@ -53,6 +56,11 @@ class Session:
     def clips(self) -> bool:
         """Whether the model makes clips."""
         return isinstance(self.pipe.model, VideoModel)
+
+    @property
+    def held(self) -> int:
+        """Given frames of each clip."""
+        return len(self.given[0]) if self.given else 0
 
     @property
     def tokens(self) -> int:
@@ -79,7 +87,7 @@ class Session:
                 height=self.size[0],
                 width=self.size[1],
                 frames=self.frames,
-                given=self.given,
+                given=self.given[0] if self.given else None,
                 deterministic=self.deterministic,
                 callback=callback,
                 **dataclasses.asdict(self.sampling),
@@ -94,7 +102,7 @@ class Session:
             "seed": self.seed,
             "num_images": self.num_images,
             "size": list(self.size),
-            **({"frames": self.frames, "given_frames": len(self.given or ())} if self.clips else {}),
+            **({"frames": self.frames, "given_frames": self.held} if self.clips else {}),
             "sampling": dataclasses.asdict(self.sampling),
             "dtype": str(self.pipe.model.dtype).removeprefix("torch."),
             "quantize": self.pipe.model.quantized,
@@ -116,15 +124,15 @@ def start(
     negative_prompt: str | None,
     num_images: int = 1,
     frames: int | None = None,
-    given: Sequence[Path] | None = None,
-    given_frames: int | None = None,
+    given: Sequence[list[Image.Image]] = (),
     quiet: bool,
     deterministic: bool = False,
     **sampling: float | None,
 ) -> Session:
     """Load the model.
 
-    Args: those of the options of that name; ``sampling`` are fields of ``Sampling``, None for the model's defaults.
+    Args: those of the options of that name, but for ``given``, see ``Session``; ``sampling`` are fields of
+        ``Sampling``, None for the model's defaults.
 
     Raises:
         ZipARError: there is no such model, or an argument makes no sense.
@@ -134,7 +142,6 @@ def start(
     if negative_prompt is not None and not negative_prompt.strip():
         raise ZipARError("the negative prompt is empty: say what to steer away from, or leave it out")
     wanted = parse_size(size)
-    start = read_given(given, given_frames)
     directory = auto.find(model)
     if not all(prompt.strip() for prompt in prompts) and not auto.family(directory).wordless:
         raise ZipARError("the prompt is empty: say what to paint")
@@ -157,9 +164,9 @@ def start(
         negative_prompt=negative_prompt,
         sampling=dataclasses.replace(pipe.model.defaults, **asked),
         size=pixels,
-        grids=grids_of(pipe.model, pixels, frames, len(start or ())),
+        grids=grids_of(pipe.model, pixels, frames, len(given[0]) if given else 0),
         frames=frames or getattr(pipe.model, "frames", None),
-        given=start,
+        given=list(given),
         seed=seed,
         num_images=num_images,
         deterministic=deterministic,
@@ -188,20 +195,37 @@ def grids_of(model: VisualModel, size: tuple[int, int], frames: int | None, give
     return [model.grid(*size)]
 
 
-def read_given(files: Sequence[Path] | None, last: int | None) -> list[Image.Image] | None:
-    """The frames of files, one after the other, or the ``last`` so many of them.
+def given_of(files: Sequence[Path] | None, last: int | None) -> list[list[Image.Image]]:
+    """The frames of files, one after the other, as those of one clip; or the ``last`` so many of them.
 
     Raises:
         ZipARError: a file cannot be read, or there are fewer frames.
     """
     if not files:
         if last is not None:
-            raise ZipARError(f"--given-frames {last} are of no file: name it by --given FILE")
-        return None
-    frames = [frame for file in files for frame in Video.load(file).frames]
-    if last is not None and last > len(frames):
-        raise ZipARError(f"--given-frames {last} is too many: the files of --given hold {len(frames)} frames")
-    return frames[-(last or 0) :]
+            raise ZipARError(f"--given-frames {last} are of no file: name one by --given")
+        return []
+    return [_last([frame for file in files for frame in Video.load(file).frames], last, files[0])]
+
+
+def starts_of(place: Path | None, last: int | None) -> list[list[Image.Image]]:
+    """The frames, or the ``last`` so many, of a file, or of each file in a folder.
+
+    Raises:
+        ZipARError: a file cannot be read, there are fewer frames, or none.
+    """
+    if place is None or not is_directory(place):
+        return given_of([place] if place else None, last)
+    files = pictures(place, (*CLIP_SUFFIXES, *SUFFIXES))
+    if not files:
+        raise ZipARError(f"{place} holds neither videos nor pictures: name a folder of what clips should go on from")
+    return [_last(Video.load(file).frames, last, file) for file in files]
+
+
+def _last(frames: list[Image.Image], count: int | None, file: Path) -> list[Image.Image]:
+    if count is not None and count > len(frames):
+        raise ZipARError(f"--given-frames {count} is too many: {file} holds {len(frames)}")
+    return frames[-(count or 0) :]
 
 
 @contextmanager
@@ -231,7 +255,7 @@ def study(started: Session, images: int | None, batch_size: int, folder: Path) -
             f"clips of {started.frames} frames take {len(started.grids)} decodings, and what is measured takes one: "
             f"give --frames {getattr(model, 'context', 1)} at most"
         )
-    given = None if started.given is None else frames_of(started.given, *started.size)
+    given = given_frames(started.given, len(started.given), *started.size) if started.given else None
     prompts = started.prompts or model.examples(images or EXAMPLES)
     if model.vocabulary is not None:  # now, and not after hours
         for prompt in prompts:

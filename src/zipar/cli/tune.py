@@ -36,7 +36,7 @@ def tune(
     batch_size: options.BatchSize = 16,
     size: options.Size = None,
     frames: options.Frames = None,
-    given: options.Given = None,
+    given: options.Starts = None,
     given_frames: options.GivenFrames = None,
     dtype: options.WeightType = None,
     quantize: options.Quantize = None,
@@ -91,8 +91,7 @@ def tune(
         seed=seed,
         negative_prompt=None,
         frames=frames,
-        given=given,
-        given_frames=given_frames,
+        given=session.starts_of(given, given_frames),
         quiet=quiet,
     )
     outputs.check_directory(started.directory)

@@ -74,7 +74,8 @@ class Study:
     cuda_graphs: bool = True
     """Replay passes as CUDA graphs, where the model bears it."""
     given: Tensor | None = None
-    """Of a grid with given frames: those of pixels that all clips go on from, uint8 (frames, height, width, 3)."""
+    """What clips of a grid with given frames go on from, one after the other and then again: uint8
+    (starts, frames, height, width, 3)."""
 
     def __post_init__(self) -> None:
         keep(self, seed=whole("seed", self.seed), batch_size=whole("batch_size", self.batch_size, 1))
@@ -104,7 +105,7 @@ class Study:
     ) -> Batch:
         model, grid, count = self.model, self.grid, len(prompts)
         started = time.perf_counter()
-        prefix = model.prefix(prompts, None, self.sampling.guided, grid, **self._opening(count))
+        prefix = model.prefix(prompts, None, self.sampling.guided, grid, **self._opening(seed, count))
         graphs = self.cuda_graphs and model.capturable()
         seeds = range(seed, seed + count)
         decoded = decode(model, prefix, grid, strategy, self.sampling, seeds, callback, cuda_graphs=graphs)
@@ -124,14 +125,22 @@ class Study:
             seconds=np.full(count, seconds / count),
         )
 
-    def _opening(self, count: int) -> dict[str, Tensor]:
-        """The codes of given frames, as ``prefix`` of a model of clips takes them."""
-        if self.given is None or not isinstance(self.model, VideoModel):
+    def _starts(self, seed: int, count: int) -> Tensor | None:
+        """The given frames of so many clips, the first of which has this seed."""
+        if self.given is None:
+            return None
+        return self.given[(torch.arange(count) + seed - self.seed) % len(self.given)]
+
+    def _opening(self, seed: int, count: int) -> dict[str, Tensor]:
+        """Their codes, as ``prefix`` of a model of clips takes them."""
+        starts = self._starts(seed, count)
+        if starts is None or not isinstance(self.model, VideoModel):
             return {}
-        return {"given": self.model.read(self.given[None])[:, : self.grid.given].repeat(count, 1, 1, 1)}
+        return {"given": self.model.read(starts)[:, : self.grid.given]}
 
     def _key(self, strategy: Strategy, prompts: list[str], seed: int) -> str:
         """Names a batch by all that its images depend on, and by what is kept of them."""
+        starts = self._starts(seed, len(prompts))
         return digest(
             arrays=[field.name for field in dataclasses.fields(Batch)],
             model=self.stamp,
@@ -140,7 +149,7 @@ class Study:
             dtype=str(self.model.dtype),
             sampling=dataclasses.asdict(self.sampling),
             grid=dataclasses.asdict(self.grid),
-            given=None if self.given is None else hashlib.sha256(self.given.numpy().tobytes()).hexdigest(),
+            given=None if starts is None else hashlib.sha256(starts.numpy().tobytes()).hexdigest(),
             strategy=names.name(strategy),
             prompts=prompts,
             seed=seed,
