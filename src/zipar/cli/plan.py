@@ -120,7 +120,9 @@ def _tokens(grids: "Sequence[TokenGrid]") -> str:
     words = f"{first.frames} frames of {words}"
     if first.given:
         words += f", {first.given} of them given"
-    return words + (f"; then {len(others)} decodings that go on from it" if others else "")
+    if others:
+        words += f"; then {len(others)} decoding{'s that go' if len(others) > 1 else ' that goes'} on from there"
+    return words
 
 
 def _range(form: str, low: float, high: float) -> str:
