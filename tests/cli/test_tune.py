@@ -117,9 +117,8 @@ def test_clips_find_a_frame_delay(zipar, clips_directory, tmp_path):
     delays = [names.parse(name).frame_delay for name in tried if "@" in name]
     assert min(delays) == 1
     assert record["strategy"] in tried
-    assert tried[record["strategy"]]["seconds"] == min(
-        row["seconds"] for name, row in tried.items() if name != "raster"
-    )
+    del tried["raster"]
+    assert tried[record["strategy"]]["seconds"] == min(row["seconds"] for row in tried.values())
     assert library.pipeline(directory).strategy == names.parse(record["strategy"])
 
 
