@@ -64,6 +64,7 @@ class Video:
         Raises:
             ZipARError: the suffix is none of ``SUFFIXES``, or PyAV is not there.
         """
+        check_writable(suffix)
         match suffix.lower():
             case ".mp4":
                 return self._film()
@@ -72,11 +73,9 @@ class Video:
                 return self._animation("GIF", 10, disposal=1)
             case ".webp":
                 return self._animation("WEBP", 1, lossless=True)
-            case ".png":
-                buffer = io.BytesIO()
-                self.sheet().save(buffer, "PNG")
-                return buffer.getvalue()
-        raise ZipARError(f"a video has no file of kind {suffix!r}: use a name that ends in {' or '.join(SUFFIXES)}")
+        buffer = io.BytesIO()
+        self.sheet().save(buffer, "PNG")
+        return buffer.getvalue()
 
     def sheet(self) -> Image.Image:
         """All frames in one picture, row by row."""
@@ -126,6 +125,18 @@ class Video:
                 container.mux(stream.encode(picture))
             container.mux(stream.encode())
         return buffer.getvalue()
+
+
+def check_writable(suffix: str) -> None:
+    """Raise where no file that ends in ``suffix`` could be written.
+
+    Raises:
+        ZipARError: the suffix is none of ``SUFFIXES``, or PyAV is not there.
+    """
+    if suffix.lower() not in SUFFIXES:
+        raise ZipARError(f"a video has no file of kind {suffix!r}: use a name that ends in {' or '.join(SUFFIXES)}")
+    if suffix.lower() == ".mp4":
+        _library()
 
 
 def frame_rate(fps: Any) -> float:

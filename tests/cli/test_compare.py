@@ -69,3 +69,44 @@ def test_bad_options_end_in_one_line(compare, arguments):
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert err.count("\n") == 1
+
+
+def test_clips_play_side_by_side(zipar, clips_directory, tmp_path, plain):
+    arguments = ("compare", "a red fox", "-m", clips_directory, "--frames", "4")
+    code, out, err = zipar(*arguments, "--stats", "out.json", "--animate", "wave.gif")
+    assert (code, err) == (0, "")
+    rows = {row["strategy"]: row for row in json.loads((tmp_path / "out.json").read_text())["strategies"]}
+    assert list(rows) == ["raster", "zipar:4", "zipar:12:16:4:wave", "jacobi:32", "zipar:4:wave@4"]
+    # 3 frames, then one more that goes on from one
+    assert [rows[name]["forward_passes"] for name in ("raster", "zipar:4", "zipar:4:wave@4")] == [64, 64, 24 + 16]
+    assert rows["raster"]["as_raster"] == rows["jacobi:32"]["as_raster"] == 1
+    assert rows["zipar:4:wave@4"]["as_raster"] < 1
+    assert rows["zipar:4:wave@4"]["tokens_per_pass"] == 64 / 40
+    assert "zipar:4:wave@4 40 37.5%" in plain(out)
+    assert Image.open("wave.gif").n_frames == 64
+    assert Image.open("compare.gif").n_frames == 4
+    assert out.endswith("compare.gif, out.json, wave.gif\n")
+
+
+def test_given_frames_do_not_count_as_the_same(zipar, clips_directory, tmp_path):
+    assert zipar("generate", "a bird", "-m", clips_directory, "-o", "start.webp")[0] == 0
+    shares = []
+    for strategy in ("zipar:1:wave", "zipar:1:wave@1"):
+        arguments = ("--given", "start.webp", "--given-frames", "2", "--output", "out.webp", "--stats", "out.json")
+        assert zipar("compare", "a red fox", "-m", clips_directory, "-s", strategy, *arguments)[0] == 0
+        record = json.loads((tmp_path / "out.json").read_text())
+        assert record["given_frames"] == 2
+        shares.append([row["as_raster"] for row in record["strategies"]])
+    assert shares[0] == shares[1]  # one frame to decode
+    assert shares[0][0] == 1
+    assert shares[0][1] * 16 == round(shares[0][1] * 16)
+    assert shares[0][1] < 0.6
+    assert Image.open("out.webp").n_frames == 3
+
+
+@pytest.mark.parametrize("name", ["out.jpg", "out.txt"])
+def test_other_files_of_clips_end_in_one_line(zipar, clips_directory, tmp_path, name):
+    code, out, err = zipar("compare", "a red fox", "-m", clips_directory, "-o", name)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert ".gif" in err
+    assert not list(tmp_path.iterdir())

@@ -1,12 +1,18 @@
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from zipar import Video
+from zipar.evaluation.fid import Moments
 
 FILES = ["images.png", "curves.png", "report.csv", "report.json", "report.md"]
 PROMPTS = ["a fox on a blue background", "an apple", "a red fox", "an apple on a green background"]
@@ -158,3 +164,106 @@ def test_bad_prompt_files_end_in_one_line(zipar, text_model, tmp_path, content, 
     assert (code, out) == (2, "")
     assert named in err
     assert err.count("\n") == 1
+
+
+@pytest.fixture
+def evaluate_clips(zipar, clips_directory, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red fox\na bird\n")
+    arguments = ("eval", "prompts.txt", "--model", clips_directory, "--images", "3", "--output", "out")
+    return lambda *args: zipar(*arguments, *args)
+
+
+def test_clips(evaluate_clips, tmp_path):
+    code, _, err = evaluate_clips()
+    assert (code, err) == (0, "")
+    record = figures(tmp_path / "out" / "report.json")
+    assert (record["frames"], record["given_frames"]) == (3, 0)
+    rows = {row["strategy"]: row for row in record["strategies"]}
+    assert list(rows) == ["raster", "zipar:4", "zipar:2", "zipar:12:16:4:wave", "jacobi:32", "zipar:4:wave@4"]
+    assert [rows[name]["forward_passes"] for name in ("raster", "zipar:2", "zipar:4:wave@4")] == [48, 36, 24]
+    assert rows["jacobi:32"]["gap"]["value"] == pytest.approx(0, abs=1e-6)
+    assert rows["zipar:4:wave@4"]["gap"]["value"] != pytest.approx(0, abs=1e-3)
+    for name in FILES[:2]:
+        assert Image.open(tmp_path / "out" / name).width > 300
+
+
+def test_clips_against_real_ones_and_from_given_ones(evaluate_clips, tmp_path, monkeypatch):
+    clips = np.random.default_rng(0).integers(0, 256, (5, 2, 8, 8, 3), np.uint8)
+    for folder in ("real", "starts"):
+        (tmp_path / folder).mkdir()
+        for number, clip in enumerate(clips):
+            Video([Image.fromarray(frame) for frame in clip], 8).save(tmp_path / folder / f"{number}.webp")
+
+    class Inception:
+        def __init__(self, device):
+            pass
+
+        def features(self, images):
+            assert images.shape[1:] == (8, 8, 3)
+            return torch.from_numpy(images).float().mean((1, 2))
+
+    monkeypatch.setattr("zipar.evaluation.inception.Inception", Inception)
+    arguments = ("-s", "zipar:2", "--given", "starts", "--given-frames", "1", "--reference", "real")
+    code, _, err = evaluate_clips(*arguments)
+    assert (code, err) == (0, "")
+    record = figures(tmp_path / "out" / "report.json")
+    assert (record["frames"], record["given_frames"]) == (3, 1)
+    raster, zipar = record["strategies"]
+    assert [raster["forward_passes"], zipar["forward_passes"]] == [32, 24]
+    assert raster["fid"]["value"] > 0
+    assert zipar["fid_ratio"]["value"] == zipar["fid"]["value"] / raster["fid"]["value"]
+
+
+def test_a_judge_sees_clips_whole(evaluate_clips, clips_directory, tmp_path, monkeypatch):
+    shutil.copytree(clips_directory, tmp_path / "judged")
+    vocabulary = {
+        "attributes": {"object": {"fox": ["fox"], "bird": ["bird"]}},
+        "required": ["object"],
+        "fillers": ["a", "red"],
+        "example": "a fox",
+    }
+    (tmp_path / "judged" / "prompts.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "judged" / "judge").mkdir()
+    seen = torch.randn(50, 3) * 40 + 120
+    Moments.of(seen).save(tmp_path / "judged" / "judge" / "reference.safetensors")
+
+    class Judge:
+        def to(self, device):
+            return self
+
+        def features(self, clips):
+            assert clips.shape[1:] == (3, 8, 8, 3)
+            return torch.from_numpy(clips).float().mean((1, 2, 3))
+
+        def classify(self, clips):
+            return {"object": ["fox"] * len(clips)}
+
+    monkeypatch.setattr("zipar.evaluation.judge.Judge.load", lambda directory: Judge())
+    code, _, err = evaluate_clips("--model", "judged", "-s", "zipar:2")
+    assert (code, err) == (0, "")
+    rows = figures(tmp_path / "out" / "report.json")["strategies"]
+    for row in rows:
+        assert row["accuracy"]["object"]["value"] == pytest.approx(2 / 3)  # prompts are fox, bird, fox
+        assert row["fid"]["value"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--frames", "4"], "--frames 3 at most"),
+        (["--given", "absent"], "absent"),
+        (["--given", "empty"], "neither videos nor pictures"),
+        (["--given-frames", "1"], "--given"),
+        (["--given", "uneven"], "do not make one batch"),
+        (["--given", "uneven", "--given-frames", "2"], "a.webp holds 1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_clips_cannot_go_on_from_ends_in_one_line(evaluate_clips, tmp_path, arguments, message):
+    for folder in ("empty", "uneven"):
+        (tmp_path / folder).mkdir()
+    for name, frames in (("a", 1), ("b", 2)):
+        Video([Image.new("RGB", (8, 8), (90 * i,) * 3) for i in range(frames)], 8).save(f"uneven/{name}.webp")
+    code, out, err = evaluate_clips("-s", "zipar:2", *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err

@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -168,3 +169,140 @@ def test_deterministic_images_are_recorded_and_the_same_with_others(generate, zi
     arguments = ("--deterministic", "--tokens", "two.npy", "--seed", "3", "--num-images", "2", "--no-cuda-graphs")
     assert generate(*arguments)[0] == 0
     assert (np.load("two.npy")[1] == np.load("one.npy")[0]).all()
+
+
+@pytest.fixture
+def clip(zipar, clips_directory):
+    return lambda *args: zipar("generate", "a red fox", "--model", clips_directory, *args)
+
+
+def test_a_clip_with_everything(clip, clips_directory, tmp_path):
+    files = ("--output", "fox.webp", "--tokens", "fox.npy", "--stats", "fox.json", "--animate", "wave.gif")
+    code, out, err = clip("--window", 2, "--frame-delay", 3, "--seed", 7, *files)
+    assert (code, err) == (0, "")
+    # a frame takes 2 * 4 + 2 * 2 passes, and each starts 3 after the one before
+    assert out.startswith("fox.webp: 18 forward passes instead of 48, ")
+    expected = library.pipeline(clips_directory)("a red fox", strategy="zipar:2@3", seed=7)
+    tokens = np.load("fox.npy")
+    assert tokens.shape == (1, 3, 4, 4)
+    assert (tokens == expected.tokens).all()
+    with Image.open("fox.webp") as file:
+        assert (file.n_frames, file.size) == (3, (8, 8))
+        for number, frame in enumerate(expected.videos[0].frames):
+            file.seek(number)
+            assert np.array_equal(file.convert("RGB"), frame)
+    stats = json.loads((tmp_path / "fox.json").read_text())
+    assert (stats["strategy"], stats["frames"], stats["given_frames"]) == ("zipar:2@3", 3, 0)
+    assert stats["forward_passes"] == Image.open("wave.gif").n_frames == 18
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fox.json", "fox.npy", "fox.webp", "wave.gif"]
+
+
+@pytest.mark.parametrize("name", ["fox.gif", "fox.webp", "fox.mp4", "fox.png"])
+def test_files_of_clips(clip, clips_directory, tmp_path, name):
+    if name == "fox.mp4":
+        pytest.importorskip("av")
+    assert clip("--output", name, "--fps", "5", "--quiet") == (0, "", "")
+    made = library.Video.load(tmp_path / name)
+    if name == "fox.png":
+        assert made.frames[0].size == (24, 8)
+    else:
+        assert (len(made.frames), made.fps) == (3, pytest.approx(5))
+
+
+def test_the_file_of_a_clip_is_a_gif_unless_named(clip, zipar, clips_directory, tmp_path):
+    assert clip("--quiet") == (0, "", "")
+    assert library.Video.load(tmp_path / "zipar.gif").fps == pytest.approx(8, abs=0.2)
+    arguments = ("generate", "a red fox", "a bird", "-n", 2, "-q", "-m", clips_directory, "-o", "out.webp")
+    assert zipar(*arguments) == (0, "", "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*(f"out-{i}.webp" for i in range(4)), "zipar.gif"]
+
+
+def test_clips_go_on_from_files_and_past_the_context(clip, clips_directory, tmp_path):
+    pipe = library.pipeline(clips_directory)
+    start = pipe("a bird", seed=1).videos[0]
+    start.save("start.webp")
+    start.frames[1].save("one.png")
+    for number, (arguments, given) in enumerate(
+        [
+            (("--given", "start.webp", "--given-frames", 2), start.frames[1:]),
+            (("--given", "one.png"), start.frames[1:2]),
+            (("--given", "one.png", "--given", "one.png"), [start.frames[1]] * 2),
+        ]
+    ):
+        code, out, err = clip(
+            *arguments, "--frames", 6, "-o", "x.webp", "--tokens", f"{number}.npy", "--stats", "x.json"
+        )
+        assert (code, err) == (0, "")
+        expected = pipe("a red fox", given=given, frames=6)
+        assert (np.load(f"{number}.npy") == expected.tokens).all()
+        record = json.loads((tmp_path / "x.json").read_text())
+        assert (record["frames"], record["given_frames"]) == (6, len(given))
+        assert out.startswith(
+            f"x.webp: {expected.stats.forward_passes} forward passes instead of {16 * (6 - len(given))}, "
+        )
+        assert len(library.Video.load("x.webp").frames) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output", "fox.jpg"], ".mp4 or .gif or .webp or .png"),
+        (["--output", "fox"], ".mp4 or .gif or .webp or .png"),
+        (["--fps", "0"], "fps"),
+        (["--fps", "fast"], "fps"),
+        (["--frames", "0"], "frames"),
+        (["--given-frames", "1"], "--given"),
+        (["--given", "absent.gif"], "absent.gif"),
+        (["--given", "notes.txt"], "notes.txt"),
+        (["--given", "large.png"], "9x8"),
+        (["--given", "start.gif"], "3 are given"),
+        (["--given", "start.gif", "--given-frames", "4"], "start.gif holds 3"),
+        (["--frame-delay", "0"], "frame-delay"),
+        (["--strategy", "raster", "--frame-delay", "2"], "frame delay 2"),
+        (["--size", "16x16"], "16x16"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_options_of_clips_end_in_one_line(clip, tmp_path, plain, arguments, message):
+    Path("notes.txt").write_text("a fox")
+    Image.new("RGB", (8, 9)).save("large.png")
+    library.Video([Image.new("RGB", (8, 8), (80 * i,) * 3) for i in range(3)], 8).save("start.gif")
+    code, out, err = clip(*arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in plain(err)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["large.png", "notes.txt", "start.gif"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-o", "x.mp4"],
+        ["-o", "x.gif"],
+        ["--frames", "2"],
+        ["--fps", "8"],
+        ["--given", "a.png"],
+        ["--given-frames", "1"],
+    ],
+    ids=" ".join,
+)
+def test_models_of_images_refuse_options_of_clips(generate, tmp_path, arguments):
+    Image.new("RGB", (16, 16)).save("a.png")
+    code, out, err = generate(*arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_pyav_is_missed_before_the_model_loads(clip, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    monkeypatch.setattr("zipar.models.auto.load", None)
+    code, _, err = clip("-o", "fox.mp4")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "zipar-torch[video]" in err
+
+
+def test_models_without_words_take_no_prompt(zipar, clips_directory, monkeypatch, tmp_path):
+    asked = ("generate", "-m", clips_directory, "-o", "x.gif", "-q")
+    assert zipar(*asked)[0] == 2
+    monkeypatch.setattr("zipar.models.clips.Clips.wordless", True)
+    assert zipar(*asked) == (0, "", "")
+    assert "takes no prompt" in zipar("prompts", "-m", clips_directory)[1]

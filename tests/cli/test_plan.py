@@ -45,3 +45,67 @@ def test_bad_options_end_in_one_line(zipar, text_model, arguments):
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert err.count("\n") == 1
+
+
+def test_frames_of_clips(zipar, clips_directory, plain):
+    code, out, err = zipar("plan", "--model", clips_directory, "--window", 2)
+    assert (code, err) == (0, "")
+    assert "8x8 pixels (height x width), 3 frames of 4 x 4 tokens" in out
+    expected = "raster 48 0.0% 1.00 zipar:2 36 25.0% 1.33 zipar:2:wave 30 37.5% 1.60 zipar:2:wave@4 18 62.5% 2.67"
+    assert expected in plain(out)
+    wave = out.splitlines()[-4:]
+    assert wave == [
+        "  ▒▒▒▒▒▒▒▒  ▒▒▒▒▒▒▒▒  ██· · · ",
+        "  ▒▒▒▒▒▒▒▒  ▒▒▒▒██·   · · · · ",
+        "  ▒▒▒▒▒▒▒▒  ██· · ·   · · · · ",
+        "  ▒▒▒▒██·   · · · ·   · · · · ",
+    ]
+
+
+def test_given_frames_and_clips_past_the_context(zipar, clips_directory, plain):
+    arguments = ("--frames", 5, "--given-frames", 2, "--frame-delay", 1, "--window", 1)
+    code, out, _ = zipar("plan", "--model", clips_directory, *arguments, "--json")
+    assert code == 0
+    plan = json.loads(out)
+    # one frame after two given ones, then two that go on from the last
+    assert plan["decodings"] == [
+        {"frames": 3, "given": 2, "tokens": 16},
+        {"frames": 3, "given": 1, "tokens": 32},
+    ]
+    passes = {row["strategy"]: row["forward_passes"] for row in plan["strategies"]}
+    assert passes == {"raster": 48, "zipar:1": 10 * 3, "zipar:1:wave": 7 * 3, "zipar:1:wave@1": 7 + 8}
+    assert "3 frames of 4 x 4 tokens, 2 of them given; then 1 decoding that goes on" in plain(
+        zipar("plan", "--model", clips_directory, *arguments)[1]
+    )
+
+
+def test_what_is_planned_is_what_it_takes(zipar, clips_directory, tmp_path):
+    assert zipar("generate", "a bird", "-m", clips_directory, "-o", "start.webp")[0] == 0
+    planned = json.loads(
+        zipar("plan", "-m", clips_directory, "--frames", 6, "--given-frames", 1, "--window", 2, "--json")[1]
+    )
+    for row in planned["strategies"]:
+        kind, *rest = row["strategy"].partition("@")[0].split(":")
+        options = ["--strategy", kind]
+        options += ["--window", rest[0]] if rest else []
+        options += ["--first-row", "wave"] if "wave" in rest else []
+        options += ["--frame-delay", 4] if "@" in row["strategy"] else []
+        given = ("--frames", 6, "--given", "start.webp", "--given-frames", 1)
+        assert zipar("generate", "a fox", "-m", clips_directory, *given, *options, "--stats", "x.json")[0] == 0
+        stats = json.loads((tmp_path / "x.json").read_text())
+        assert (stats["strategy"], stats["forward_passes"]) == (row["strategy"], row["forward_passes"])
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--frames", "0"], ["--given-frames", "3"], ["--frame-delay", "0"], ["--size", "16x16"]], ids=" ".join
+)
+def test_bad_options_of_clips_end_in_one_line(zipar, clips_directory, arguments):
+    code, out, err = zipar("plan", "--model", clips_directory, *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+
+
+@pytest.mark.parametrize("arguments", [["--frames", "2"], ["--given-frames", "1"]], ids=" ".join)
+def test_images_have_no_frames(zipar, text_model, arguments):
+    code, out, err = zipar("plan", "--model", text_model, *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "makes images" in err

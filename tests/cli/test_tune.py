@@ -106,3 +106,24 @@ def test_bad_options_end_in_one_line(tune, directory, arguments):
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert not (directory / "zipar.json").exists()
+
+
+def test_clips_find_a_frame_delay(zipar, clips_directory, tmp_path):
+    directory = Path(shutil.copytree(clips_directory, tmp_path / "model"))
+    arguments = ("tune", "-m", directory, "--images", "4", "--lookahead", "1", "-q")
+    assert zipar(*arguments, "--tolerance", "100")[0] == 0
+    record = choice(directory)
+    tried = {row["strategy"]: row for row in record["tried"]}
+    delays = [names.parse(name).frame_delay for name in tried if "@" in name]
+    assert min(delays) == 1
+    assert record["strategy"] in tried
+    del tried["raster"]
+    assert tried[record["strategy"]]["seconds"] == min(row["seconds"] for row in tried.values())
+    assert library.pipeline(directory).strategy == names.parse(record["strategy"])
+
+
+def test_one_frame_has_no_delay(zipar, clips_directory, tmp_path):
+    directory = Path(shutil.copytree(clips_directory, tmp_path / "model"))
+    arguments = ("tune", "-m", directory, "--images", "2", "--lookahead", "1", "-q", "--frames", "1")
+    assert zipar(*arguments, "--tolerance", "100")[0] == 0
+    assert not [row for row in choice(directory)["tried"] if "@" in row["strategy"]]

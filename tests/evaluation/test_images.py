@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from zipar import ZipARError
+from zipar import Video, ZipARError
 from zipar.evaluation.images import checked, folder_features, pictures, read
 
 
@@ -112,3 +112,17 @@ def test_a_picture_that_is_none_is_named(folder):
     (folder.path / "broken.jpg").write_text("no picture")
     with pytest.raises(ZipARError, match=r"broken\.jpg"):
         folder_features(folder.path, colours)
+
+
+def test_features_of_a_folder_of_clips(tmp_path):
+    clips = [np.stack([noise(4, 6, 10 * seed + frame) for frame in range(3)]) for seed in range(4)]
+    for seed, clip in enumerate(clips):
+        Video([Image.fromarray(frame) for frame in clip], 8).save(tmp_path / f"{seed}.webp")
+    Image.fromarray(clips[0][0]).save(tmp_path / "cover.png")
+    found = folder_features(tmp_path, lambda made: torch.from_numpy(made).double().mean((1, 2, 3)), clips=True)
+    expected = np.stack(clips).astype(float).mean((1, 2, 3))
+    np.testing.assert_allclose(found[found[:, 0].argsort()], expected[expected[:, 0].argsort()])
+    for number in range(1, 4):
+        (tmp_path / f"{number}.webp").unlink()
+    with pytest.raises(ZipARError, match=r"at least 2 clips .* only 0\.webp"):
+        folder_features(tmp_path, colours, clips=True)

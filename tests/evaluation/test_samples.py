@@ -141,3 +141,35 @@ def test_tokens_that_only_a_gap_allows_are_counted(study):
     }
     assert outside[Raster()] == 0
     assert outside[ZipAR(1)] > 0
+
+
+@pytest.mark.parametrize(("frames", "given"), [(1, 0), (3, 0), (3, 1)])
+@pytest.mark.parametrize("strategy", [Raster(), ZipAR(2, frame_delay=3), ZipAR(2, lookahead=3, frame_delay=3)], ids=str)
+def test_clips_are_those_of_the_pipeline(tiny_clips, tmp_path, frames, given, strategy):
+    rng = np.random.default_rng(0)
+    starts = rng.integers(0, 256, (2, given, 8, 8, 3), np.uint8) if given else None
+    study = Study(
+        *(tiny_clips, "stamp", PROMPTS, Sampling(2.0), tiny_clips.clip(8, 8, frames, given)),
+        **{"seed": 3, "batch_size": 3, "folder": tmp_path},
+        given=None if starts is None else torch.from_numpy(starts),
+    )
+    batches = list(study.batches(strategy))
+    pipe = zipar.Pipeline(tiny_clips)
+    for i, prompt in enumerate(PROMPTS):
+        start = None if starts is None else starts[i % 2]
+        alone = pipe(prompt, strategy=strategy, seed=3 + i, guidance_scale=2.0, frames=frames, given=start)
+        batch, place = batches[i // 3], i % 3
+        assert (batch.tokens[place] == alone.tokens[0]).all()
+        assert batch.images.shape[1:] == (frames, 8, 8, 3)
+        made = np.stack([np.asarray(frame) for frame in alone.videos[0].frames])
+        assert np.abs(batch.images[place].astype(int) - made).max() <= 1
+        assert batch.forward_passes[place] == alone.stats.forward_passes
+
+
+def test_clips_that_go_on_from_others_are_made_anew(tiny_clips, tmp_path):
+    clip = torch.randint(0, 256, (1, 1, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    arguments = (tiny_clips, "stamp", PROMPTS[:2], Sampling(2.0), tiny_clips.clip(8, 8, 2, 1))
+    for number, given in enumerate([clip, 255 - clip, clip]):
+        study = Study(*arguments, seed=3, batch_size=2, folder=tmp_path, given=given)
+        list(study.batches(ZipAR(2)))
+        assert len(list(tmp_path.iterdir())) == min(number + 1, 2)

@@ -9,8 +9,8 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zipar import DEFAULT, ZipAR, ZipARError
-from zipar.evaluation.tuning import Figures, check_images, search
+from zipar import DEFAULT, TokenGrid, ZipAR, ZipARError
+from zipar.evaluation.tuning import Figures, check_images, overlap, search
 
 COLUMNS = 16
 LOOKAHEADS = (16, 8, 4, 2, 1)
@@ -122,3 +122,31 @@ def test_as_many_images_as_are_asked_for_are_enough():
     check_images(enough, reach(enough), 0.02)
     with pytest.raises(ZipARError, match=r"give a --tolerance of 0\.09$"):  # no number of images would do
         check_images(64, 0.045, 1e-300)
+
+
+@given(
+    st.lists(st.floats(0, 0.02), min_size=40, max_size=40),
+    st.lists(st.floats(-1, 4), min_size=40, max_size=40),
+    st.booleans(),
+)
+def test_the_frame_delay_that_is_fastest(steps, speeds, ends):
+    # a window of 4 takes 8 + 3 * 4 passes for a frame of 4 rows: from there on frames come one after the other
+    grid = TokenGrid(4, 8, 3, row_end=9 if ends else None)
+    setting, complete = ZipAR(4, 2, "wave"), 20
+    tried = {}
+
+    def measure(asked):
+        assert replace(asked, frame_delay=None) == setting
+        delay = complete if asked.frame_delay is None else asked.frame_delay
+        assert delay <= complete
+        gap = sum(steps[delay:complete])
+        tried[asked] = Figures(gap, 0.0, 10.0 + delay + speeds[delay])
+        return tried[asked]
+
+    found = overlap(measure, setting, grid, 0.02)
+    assert len(tried) <= 1 + math.ceil(math.log2(complete))
+    fit = {asked: figures.seconds for asked, figures in tried.items() if figures.within(0.02)}
+    assert fit[found] == min(fit.values())
+    enough = [delay for delay in range(1, complete) if sum(steps[delay:complete]) <= 0.02]
+    if enough:
+        assert replace(setting, frame_delay=enough[0]) in tried

@@ -13,10 +13,13 @@ STRATEGIES = ("zipar:4", options.DEFAULT_STRATEGY, "jacobi:32")
 
 
 def compare(
-    prompt: options.Prompt,
+    prompt: options.Prompt = "",
     strategy: options.Strategies = None,
     model: options.Model = "emoji",
     size: options.Size = None,
+    frames: options.Frames = None,
+    given: options.Given = None,
+    given_frames: options.GivenFrames = None,
     dtype: options.WeightType = None,
     quantize: options.Quantize = None,
     device: options.Device = None,
@@ -29,15 +32,16 @@ def compare(
     top_p: options.TopP = None,
     deterministic: options.Deterministic = False,
     output: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--output",
             "-o",
             metavar="FILE.png",
-            help="The images side by side (.png, .jpg, .webp).",
+            help="The images side by side (.png, .jpg, .webp), or the clips, in one that plays (.gif, .webp, .mp4).",
+            show_default="compare.png; compare.gif of clips",
             rich_help_panel="Output",
         ),
-    ] = Path("compare.png"),
+    ] = None,
     stats: options.Stats = None,
     animate: options.Animate = None,
     quiet: options.Quiet = False,
@@ -45,19 +49,24 @@ def compare(
     """Paint one prompt with several strategies, and show them side by side.
 
     All start from the same seed; unless told otherwise they are raster order, zipar:4, which is ZipAR as published,
-    the default, and jacobi:32, which gives raster's very image. Seconds are from the prompt to the picture, after a run
+    the default, and jacobi:32, which gives raster's very image; of clips also zipar:4:wave with a frame delay of as
+    many passes as a row has tokens. Seconds are from the prompt to the picture, after a run
     that is not counted; "as raster" is the share of tokens that are the same as in raster order.
     """
-    for path, suffixes in ((output, outputs.PICTURES), (stats, (".json",)), (animate, (".gif",))):
-        outputs.check(path, *suffixes)
+    for path, suffix in ((stats, ".json"), (animate, ".gif")):
+        outputs.check(path, suffix)
 
     from zipar.cli import drawing, session
     from zipar.cli.progress import bars, spinner
     from zipar.decoding import names
     from zipar.decoding.raster import Raster
+    from zipar.videos import Video
     from zipar.writing import write
 
-    chosen = list(dict.fromkeys([Raster(), *map(names.parse, strategy or STRATEGIES)]))
+    chosen = [names.parse(name) for name in strategy or STRATEGIES]
+    clips = session.makes_clips(model)
+    output = output or Path("compare.gif" if clips else "compare.png")
+    outputs.check_made(output, clips)
     started = session.start(
         [prompt],
         model=model,
@@ -68,6 +77,8 @@ def compare(
         size=size,
         seed=seed,
         negative_prompt=negative_prompt,
+        frames=frames,
+        given=session.given_of(given, given_frames),
         quiet=quiet,
         deterministic=deterministic,
         guidance_scale=guidance_scale,
@@ -75,16 +86,18 @@ def compare(
         top_k=top_k,
         top_p=top_p,
     )
-    fastest = min(chosen, key=lambda strategy: strategy.passes(started.grid))
-    with bars(started.grid, quiet) as add:
+    chosen = list(dict.fromkeys([Raster(), *chosen, *([] if strategy else session.overlapping(started))]))
+    fastest = min(chosen, key=started.passes)
+    with bars(started.grids, quiet) as add:
         _, *made = [
             started.run(each, add(title, each))
             for each, title in [(fastest, "warming up"), *((each, names.name(each)) for each in chosen)]
         ]
 
     panels = [
-        drawing.Panel(names.title(each), out.images[0], out.born[0]) for each, out in zip(chosen, made, strict=True)
+        drawing.Panel(names.title(each), *session.first(started, out)) for each, out in zip(chosen, made, strict=True)
     ]
+    fresh = started.grids[0].given if clips else 0
     seconds = [session.seconds(out.stats) for out in made]
     rows = [
         {
@@ -93,12 +106,14 @@ def compare(
             "seconds": took,
             "reduction": 1 - out.stats.forward_passes / made[0].stats.forward_passes,
             "speedup": seconds[0] / took,
-            "tokens_per_pass": started.grid.tokens / out.stats.forward_passes,
-            "as_raster": float((out.tokens == made[0].tokens).mean()),
+            "tokens_per_pass": started.tokens / out.stats.forward_passes,
+            "as_raster": float((out.tokens == made[0].tokens)[:, fresh:].mean()),
         }
         for each, out, took in zip(chosen, made, seconds, strict=True)
     ]
-    files: dict[Path, Callable[[Path], Any]] = {output: outputs.picture(drawing.side_by_side(panels, seconds, prompt))}
+    pages = drawing.side_by_side(panels, seconds, prompt)
+    shown = outputs.clip(Video(pages, made[0].videos[0].fps)) if clips else outputs.picture(pages[0])
+    files: dict[Path, Callable[[Path], Any]] = {output: shown}
     if stats:
         files[stats] = outputs.record({**started.record(), "strategies": rows})
     if animate:

@@ -14,20 +14,33 @@ BOARD = ("#e6e8eb", "#eff1f3")
 PANELS_A_ROW = 4
 STILL, MOVING, MOVING_ALONE = 320, 256, 384
 """About how wide a picture is drawn: in a still, in an animation, and in one that it has to itself."""
+FRAMES_A_ROW, FRAME, GAP = 4, 96, 4
+"""Of the frames of a clip in an animation: how many are side by side, the least width, and what is between them."""
+MOST_SHOWN = 500
+"""Frames of an animation; where there are more passes, each shows what several brought."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """An image, and when each of its tokens came."""
+    """An image or a clip, and when each of its tokens came."""
 
     title: str
-    image: Image.Image
+    images: Sequence[Image.Image]
+    """One, or the frames of a clip."""
     born: np.ndarray
-    """int (rows, columns): the forward pass that decoded each token."""
+    """int (rows, columns) or (frames, rows, columns): the forward pass that decoded each token, -1 for given ones.
+
+    A frame of tokens may stand for several images."""
 
     @property
     def passes(self) -> int:
         return int(self.born.max()) + 1
+
+    @property
+    def parts(self) -> list[tuple[Image.Image, np.ndarray]]:
+        """An image of each frame of tokens, and when these came, (rows, columns)."""
+        frames = self.born.reshape(-1, *self.born.shape[-2:])
+        return [(self.images[i * len(self.images) // len(frames)], born) for i, born in enumerate(frames)]
 
 
 @dataclass(frozen=True)
@@ -41,8 +54,11 @@ class Caption:
     share: float
 
 
-def side_by_side(panels: Sequence[Panel], seconds: Sequence[float], heading: str) -> Image.Image:
-    """Each image under its title, with its passes and seconds; the first one is what the others are measured by."""
+def side_by_side(panels: Sequence[Panel], seconds: Sequence[float], heading: str) -> list[Image.Image]:
+    """Each image under its title, with its passes and seconds; the first one is what the others are measured by.
+
+    Clips give a picture for each of their frames.
+    """
     captions = [
         Caption(
             panel.title,
@@ -53,21 +69,28 @@ def side_by_side(panels: Sequence[Panel], seconds: Sequence[float], heading: str
         )
         for panel, took in zip(panels, seconds, strict=True)
     ]
-    return _page([_fit(panel, STILL) for panel in panels], captions, heading)
+    moments = zip(*(panel.images for panel in panels), strict=True)
+    tokens = panels[0].born.shape[-2:]
+    return [_page([_fit(image, tokens, STILL) for image in images], captions, heading) for images in moments]
 
 
 def animation(panels: Sequence[Panel], heading: str = "") -> list[Image.Image]:
-    """A frame for each forward pass, all panels on one clock: a token shows its part of the image once decoded."""
+    """A frame for each forward pass, all panels on one clock: a token shows its part of the image once decoded.
+
+    The frames of clips are side by side. Of very many passes, each frame shows several.
+    """
     scenes = [_Scene(panel, MOVING if len(panels) > 1 else MOVING_ALONE) for panel in panels]
     passes = max(panel.passes for panel in panels)
+    stride = -(-passes // MOST_SHOWN)
 
     def frame(now: int) -> Image.Image:
         captions = [_clock(panel, min(now + 1, panel.passes)) for panel in panels]
-        return _page([scene.at(now) for scene in scenes], captions, heading)
+        return _page([scene.at(now, stride) for scene in scenes], captions, heading)
 
     # one palette for all frames: colours do not flicker, and what does not change is not stored again
-    palette = _palette([panel.image for panel in panels])
-    return [frame(now).quantize(palette=palette, dither=Image.Dither.NONE) for now in range(passes)]
+    palette = _palette([image for panel in panels for image, _ in panel.parts])
+    moments = reversed(range(passes - 1, -1, -stride))
+    return [frame(now).quantize(palette=palette, dither=Image.Dither.NONE) for now in moments]
 
 
 def save_animation(path: Path, panels: Sequence[Panel], heading: str = "") -> None:
@@ -79,24 +102,34 @@ def save_animation(path: Path, panels: Sequence[Panel], heading: str = "") -> No
 
 
 class _Scene:
-    """The image of a panel while it is decoded."""
+    """The images of a panel while they are decoded."""
 
     def __init__(self, panel: Panel, width: int) -> None:
-        image = _fit(panel, width)
-        rows, columns = panel.born.shape
-        tile = np.ones((image.height // rows, image.width // columns), int)
-        self.born, self.passes = np.kron(panel.born, tile), panel.passes
-        self.image = np.asarray(image.convert("RGB"))
-        board = np.kron(np.indices(panel.born.shape).sum(0) % 2, tile)
+        parts = panel.parts
+        self.across = min(len(parts), FRAMES_A_ROW)
+        if self.across > 1:
+            width = max(width // self.across, FRAME)
+        rows, columns = panel.born.shape[-2:]
+        images = [_fit(image, (rows, columns), width) for image, _ in parts]
+        tile = np.ones((images[0].height // rows, images[0].width // columns), int)
+        self.born = [np.kron(born, tile)[..., None] for _, born in parts]
+        self.images, self.passes = [np.asarray(image.convert("RGB")) for image in images], panel.passes
+        board = np.kron(np.indices((rows, columns)).sum(0) % 2, tile)
         self.blank = np.array([ImageColor.getrgb(colour) for colour in BOARD], np.uint8)[board]
 
-    def at(self, now: int) -> Image.Image:
-        """After pass ``now``; the tokens that it brought stand out, but for the last pass."""
-        born = self.born[..., None]
-        shown = np.where(born <= now, self.image, self.blank)
-        if now < self.passes - 1:
-            shown = np.where(born == now, np.array(ImageColor.getrgb(ACCENT), np.uint8), shown)
-        return Image.fromarray(shown)
+    def at(self, now: int, stride: int) -> Image.Image:
+        """After pass ``now``; the tokens that the last ``stride`` passes brought stand out, but for the very last."""
+        height, width = self.blank.shape[:2]
+        down = -(-len(self.born) // self.across)
+        sheet = Image.new("RGB", (self.across * (width + GAP) - GAP, down * (height + GAP) - GAP), PAPER)
+        fresh = np.array(ImageColor.getrgb(ACCENT), np.uint8)
+        for number, (image, born) in enumerate(zip(self.images, self.born, strict=True)):
+            shown = np.where(born <= now, image, self.blank)
+            if now < self.passes - 1:
+                shown = np.where((born > max(now - stride, -1)) & (born <= now), fresh, shown)
+            row, column = divmod(number, self.across)
+            sheet.paste(Image.fromarray(shown), (column * (width + GAP), row * (height + GAP)))
+        return sheet
 
 
 def _clock(panel: Panel, done: int) -> Caption:
@@ -119,13 +152,16 @@ def _palette(images: Sequence[Image.Image]) -> Image.Image:
     return palette
 
 
-def _fit(panel: Panel, width: int) -> Image.Image:
-    """The image about ``width`` pixels wide: small ones enlarged crisply, tokens whole numbers of pixels."""
-    image, (rows, columns) = panel.image, panel.born.shape
+def _fit(image: Image.Image, tokens: tuple[int, ...], width: int) -> Image.Image:
+    """The image about ``width`` pixels wide: small ones enlarged crisply, its tokens whole numbers of pixels.
+
+    ``tokens`` are its (rows, columns).
+    """
+    rows, columns = tokens
     if image.width <= width:
         scale = round(width / image.width)
         return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
-    side = round(width / columns)
+    side = max(round(width / columns), 1)
     return image.resize((columns * side, rows * side), Image.Resampling.LANCZOS)
 
 

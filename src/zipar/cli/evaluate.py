@@ -43,6 +43,9 @@ def evaluate(
     ] = None,
     batch_size: options.BatchSize = 16,
     size: options.Size = None,
+    frames: options.Frames = None,
+    given: options.Starts = None,
+    given_frames: options.GivenFrames = None,
     dtype: options.WeightType = None,
     quantize: options.Quantize = None,
     device: options.Device = None,
@@ -58,7 +61,7 @@ def evaluate(
             metavar="DIR",
             exists=True,
             file_okay=False,
-            help="Real pictures, for FID, precision and recall.",
+            help="Real pictures, or clips for a model of clips, for FID, precision and recall.",
             show_default="what the model ships with",
             rich_help_panel="Quality",
         ),
@@ -97,7 +100,9 @@ def evaluate(
 ) -> None:
     """Measure strategies against raster decoding: passes, seconds, fidelity, FID and prompt accuracy.
 
-    Strategies are zipar:4, zipar:2, the default and jacobi:32 unless told otherwise.
+    Strategies are zipar:4, zipar:2, the default and jacobi:32 unless told otherwise; of clips also zipar:4:wave with a
+    frame delay of as many passes as a row has tokens. Networks look at clips frame by frame, and the mean counts, but
+    for the judge that a model of clips ships with, which sees them whole.
 
     Fidelity needs no reference, and has two figures, in nats a token. Surprise excess is how much less likely the
     tokens are, under full raster context, than raster's draws are on average: 0, within its interval, for raster and
@@ -129,12 +134,16 @@ def evaluate(
         size=size,
         seed=seed,
         negative_prompt=None,
+        frames=frames,
+        given=session.starts_of(given, given_frames),
         quiet=quiet,
         guidance_scale=guidance_scale,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
     )
+    if not strategy:
+        chosen += session.overlapping(started)
     study = session.study(started, images, batch_size, output / "batches")
     graders = _graders(started, reference, features or options.Features.inception, clip)
     with counter(len(chosen) * len(study.prompts), quiet) as advance, session.enough_memory():
@@ -164,6 +173,7 @@ def evaluate(
 
 def _graders(started: "Session", folder: Path | None, features: options.Features, clip: str | None) -> "Graders":
     """The judge and statistics that a model ships with, and what the user asks for."""
+    from zipar.evaluation.clips import framewise, framewise_score
     from zipar.evaluation.fid import Moments, kept_features
     from zipar.evaluation.images import folder_features
     from zipar.evaluation.judge import Judge
@@ -174,7 +184,9 @@ def _graders(started: "Session", folder: Path | None, features: options.Features
     against, score = None, None
     if folder is not None:
         network = _network(features, judge, device)
-        real = folder_features(folder, network)
+        if started.clips and features is not options.Features.judge:
+            network = framewise(network)
+        real = folder_features(folder, network, started.clips)
         against = Reference(network, Moments.of(real), replicates=100, real=real)
     elif judge is not None:
         path = shipped / "reference.safetensors"
@@ -182,12 +194,13 @@ def _graders(started: "Session", folder: Path | None, features: options.Features
     if clip:
         from zipar.evaluation.clip import ClipScorer
 
-        score = ClipScorer(clip, device).score
+        scorer = ClipScorer(clip, device).score
+        score = framewise_score(scorer) if started.clips else scorer
     return Graders(judge, against, score)
 
 
 def _network(features: options.Features, judge: "Judge | None", device: "torch.device") -> "Callable[..., Tensor]":
-    """uint8 images (n, height, width, 3) -> features (n, d)."""
+    """uint8 images (n, height, width, 3), or clips for the judge of their model -> features (n, d)."""
     if features is options.Features.judge:
         if judge is None:
             raise ZipARError("--features judge: the model ships with none, so use inception or efficientnet")

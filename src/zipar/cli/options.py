@@ -16,6 +16,8 @@ DEFAULT_STRATEGY, DEFAULT_WINDOW = "zipar:12:16:4:wave", "4"
 
 MOST_IMAGES = 65_536
 """That a pipeline decodes together, which takes too long to import as well."""
+MOST_FRAMES = 65_536
+"""Of a clip."""
 
 
 class DType(str, Enum):
@@ -54,7 +56,10 @@ def _seed(number: int) -> int:
 
 
 Prompt = Annotated[
-    str, typer.Argument(metavar="PROMPT", help="What to paint; see `zipar prompts` for what the model knows.")
+    str,
+    typer.Argument(
+        metavar="PROMPT", help="What to paint; see `zipar prompts` for what the model knows.", show_default=False
+    ),
 ]
 Model = Annotated[
     str,
@@ -123,6 +128,55 @@ Nats = Annotated[
         show_default="it does not",
     ),
 ]
+FrameDelay = Annotated[
+    int | None,
+    typer.Option(
+        "--frame-delay",
+        min=1,
+        metavar="PASSES",
+        help="A frame of a clip starts so many passes after the one before; smaller is faster.",
+        show_default="once that is complete",
+    ),
+]
+
+Frames = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=MOST_FRAMES,
+        metavar="NUMBER",
+        help="Of a clip, given ones included.",
+        rich_help_panel="Clips",
+        show_default="the model's own",
+    ),
+]
+Given = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE",
+        help="What clips go on from: a picture or a video, or several, one after the other.",
+        rich_help_panel="Clips",
+    ),
+]
+Starts = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="What clips go on from: a picture or a video, or a folder of them, gone through again and again.",
+        rich_help_panel="Clips",
+    ),
+]
+GivenFrames = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=MOST_FRAMES,
+        metavar="NUMBER",
+        help="Of --given: the last so many.",
+        rich_help_panel="Clips",
+        show_default="all",
+    ),
+]
 
 PromptFile = Annotated[
     Path | None,
@@ -138,7 +192,7 @@ Strategies = Annotated[
         "-s",
         metavar="NAME[:NUMBER...]",
         help="Such as zipar:8, zipar:8:wave, zipar:4:16 (lookahead 16), zipar:8:16:4 (4 nats), jacobi:16; may be given "
-        "several times. Raster order always comes first.",
+        "several times; for clips @ and a frame delay, as in zipar:4@8. Raster order always comes first.",
         show_default="several",
     ),
 ]

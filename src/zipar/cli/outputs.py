@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
+    from zipar.videos import Video
+
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -33,6 +35,21 @@ def check(path: Path | None, *suffixes: str) -> None:
             raise ZipARError(f"{path} cannot be written: there is no directory {folder}")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise ZipARError(f"{path} cannot be written: no permission to write in {folder}")
+
+
+def check_made(path: Path, clips: bool) -> None:
+    """Raise where images, or ``clips``, could not be written to ``path``.
+
+    Raises:
+        ZipARError: says what is wrong with it.
+    """
+    if clips:
+        from zipar import videos
+
+        check(path, *videos.SUFFIXES)
+        videos.check_writable(path.suffix)
+    else:
+        check(path, *PICTURES)
 
 
 def check_directory(path: Path) -> None:
@@ -70,6 +87,11 @@ def picture(image: "Image") -> Callable[[Path], Any]:
         path.write_bytes(buffer.getvalue())
 
     return save
+
+
+def clip(video: "Video") -> Callable[[Path], Any]:
+    """Writes a video file, of the kind that its suffix tells."""
+    return lambda path: path.write_bytes(video.encoded(path.suffix))
 
 
 def array(values: "np.ndarray") -> Callable[[Path], None]:

@@ -1,6 +1,6 @@
 """What is shown on a terminal while one waits: a spinner, and a bar for each decoding."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -23,8 +23,11 @@ def spinner(text: str, quiet: bool) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def bars(grid: TokenGrid, quiet: bool) -> Iterator[Callable[[str, Strategy], Callable[[Progress], None]]]:
-    """Yields a function that adds a bar for a strategy, and returns the callback that moves it."""
+def bars(grids: Sequence[TokenGrid], quiet: bool) -> Iterator[Callable[[str, Strategy], Callable[[Progress], None]]]:
+    """Yields a function that adds a bar for a strategy, and returns the callback that moves it.
+
+    ``grids`` are those of the decodings that an image or a clip takes.
+    """
     screen = console(stderr=True)
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -38,11 +41,11 @@ def bars(grid: TokenGrid, quiet: bool) -> Iterator[Callable[[str, Strategy], Cal
     with Bars(*columns, console=screen, transient=True, disable=silent, refresh_per_second=4) as shown:
 
         def add(title: str, strategy: Strategy) -> Callable[[Progress], None]:
-            passes = strategy.passes(grid)
-            task = shown.add_task(title, total=passes, tokens=grid.tokens / passes)
+            passes = sum(strategy.passes(grid) for grid in grids)
+            task = shown.add_task(title, total=passes, tokens=sum(grid.tokens for grid in grids) / passes)
 
             def moved(progress: Progress) -> None:
-                shown.update(task, completed=progress.done, total=progress.passes)
+                shown.update(task, completed=progress.done, total=max(progress.passes, passes))
 
             return moved
 

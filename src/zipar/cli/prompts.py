@@ -16,6 +16,8 @@ def prompts(model: options.Model = "emoji") -> None:
     outlined = outline(model)
     if outlined.vocabulary is not None:
         _list(outlined.vocabulary)
+    elif outlined.wordless:
+        print(f"{model} takes no prompt: it goes on from frames (`zipar generate --given FILE`).")
     elif outlined.classes is None:
         print(f'{model} takes any sentence, such as "a red fox in the snow".')
     else:

@@ -7,18 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
+from zipar.checkpoints.files import is_directory
 from zipar.cli.options import DType, Quantization, as_text, parse_size
 from zipar.cli.progress import spinner
 from zipar.decoding.engine import Progress
 from zipar.decoding.sampling import Sampling
 from zipar.decoding.strategy import Strategy
+from zipar.decoding.zipar import ZipAR
 from zipar.errors import ZipARError
+from zipar.evaluation.images import CLIP_SUFFIXES, SUFFIXES, pictures
 from zipar.evaluation.samples import Study, stamp
 from zipar.grid import TokenGrid
 from zipar.models import auto
+from zipar.models.base import VideoModel, VisualModel
 from zipar.pipeline import DecodingStats, Pipeline, PipelineOutput, pipeline
+from zipar.videos import Video, given_frames
 
 EXAMPLES = 32
 """Images of each strategy where neither prompts nor a number is given."""
@@ -35,10 +42,34 @@ class Session:
     negative_prompt: str | None
     sampling: Sampling
     size: tuple[int, int]
-    grid: TokenGrid
+    grids: list[TokenGrid]
+    """Of each decoding: an image takes one, a clip more where it goes on past its model's context."""
+    frames: int | None
+    """Of a clip; None of an image."""
+    given: list[list[Image.Image]]
+    """What clips go on from: nothing, or the frames of one for all or of several for a study."""
     seed: int
     num_images: int
     deterministic: bool
+
+    @property
+    def clips(self) -> bool:
+        """Whether the model makes clips."""
+        return isinstance(self.pipe.model, VideoModel)
+
+    @property
+    def held(self) -> int:
+        """Given frames of each clip."""
+        return len(self.given[0]) if self.given else 0
+
+    @property
+    def tokens(self) -> int:
+        """To decode, of an image or a clip."""
+        return sum(grid.tokens for grid in self.grids)
+
+    def passes(self, strategy: Strategy) -> int:
+        """See ``Strategy.passes``."""
+        return sum(strategy.passes(grid) for grid in self.grids)
 
     def run(self, strategy: Strategy, callback: Callable[[Progress], None] | None = None) -> PipelineOutput:
         """Decode the images of all prompts.
@@ -55,6 +86,8 @@ class Session:
                 num_images_per_prompt=self.num_images,
                 height=self.size[0],
                 width=self.size[1],
+                frames=self.frames,
+                given=self.given[0] if self.given else None,
                 deterministic=self.deterministic,
                 callback=callback,
                 **dataclasses.asdict(self.sampling),
@@ -69,6 +102,7 @@ class Session:
             "seed": self.seed,
             "num_images": self.num_images,
             "size": list(self.size),
+            **({"frames": self.frames, "given_frames": self.held} if self.clips else {}),
             "sampling": dataclasses.asdict(self.sampling),
             "dtype": str(self.pipe.model.dtype).removeprefix("torch."),
             "quantize": self.pipe.model.quantized,
@@ -89,23 +123,28 @@ def start(
     seed: int,
     negative_prompt: str | None,
     num_images: int = 1,
+    frames: int | None = None,
+    given: Sequence[list[Image.Image]] = (),
     quiet: bool,
     deterministic: bool = False,
     **sampling: float | None,
 ) -> Session:
-    """Load the model; ``sampling`` are fields of ``Sampling``, None for the model's defaults.
+    """Load the model.
+
+    Args: those of the options of that name, but for ``given``, see ``Session``; ``sampling`` are fields of
+        ``Sampling``, None for the model's defaults.
 
     Raises:
         ZipARError: there is no such model, or an argument makes no sense.
     """
     prompts = [as_text(prompt) for prompt in prompts]
     negative_prompt = None if negative_prompt is None else as_text(negative_prompt)
-    if not all(prompt.strip() for prompt in prompts):
-        raise ZipARError("the prompt is empty: say what to paint")
     if negative_prompt is not None and not negative_prompt.strip():
         raise ZipARError("the negative prompt is empty: say what to steer away from, or leave it out")
     wanted = parse_size(size)
     directory = auto.find(model)
+    if not all(prompt.strip() for prompt in prompts) and not auto.family(directory).wordless:
+        raise ZipARError("the prompt is empty: say what to paint")
     _hush()
     with spinner(f"loading {model}", quiet):
         pipe = pipeline(
@@ -115,7 +154,7 @@ def start(
             quantize=quantize.value if quantize else None,
             cuda_graphs=cuda_graphs,
         )
-    given: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
+    asked: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
     pixels = wanted or pipe.model.image_size
     return Session(
         name=model,
@@ -123,13 +162,70 @@ def start(
         pipe=pipe,
         prompts=prompts,
         negative_prompt=negative_prompt,
-        sampling=dataclasses.replace(pipe.model.defaults, **given),
+        sampling=dataclasses.replace(pipe.model.defaults, **asked),
         size=pixels,
-        grid=pipe.model.grid(*pixels),
+        grids=grids_of(pipe.model, pixels, frames, len(given[0]) if given else 0),
+        frames=frames or getattr(pipe.model, "frames", None),
+        given=list(given),
         seed=seed,
         num_images=num_images,
         deterministic=deterministic,
     )
+
+
+def makes_clips(model: str) -> bool:
+    """Whether the model of that name makes clips; no weights are loaded.
+
+    Raises:
+        ZipARError: there is no such model.
+    """
+    return issubclass(auto.family(auto.find(model)), VideoModel)
+
+
+def grids_of(model: VisualModel, size: tuple[int, int], frames: int | None, given: int) -> list[TokenGrid]:
+    """The token grid of each decoding that an image or a clip takes.
+
+    Raises:
+        ZipARError: the model makes none of that size or of so many frames.
+    """
+    if isinstance(model, VideoModel):
+        return model.decodings(*size, frames or model.frames, given)
+    if frames is not None or given:
+        raise ZipARError("this model makes images, which have no frames: leave the options of clips out")
+    return [model.grid(*size)]
+
+
+def given_of(files: Sequence[Path] | None, last: int | None) -> list[list[Image.Image]]:
+    """The frames of files, one after the other, as those of one clip; or the ``last`` so many of them.
+
+    Raises:
+        ZipARError: a file cannot be read, or there are fewer frames.
+    """
+    if not files:
+        if last is not None:
+            raise ZipARError(f"--given-frames {last} are of no file: name one by --given")
+        return []
+    return [_last([frame for file in files for frame in Video.load(file).frames], last, files[0])]
+
+
+def starts_of(place: Path | None, last: int | None) -> list[list[Image.Image]]:
+    """The frames, or the ``last`` so many, of a file, or of each file in a folder.
+
+    Raises:
+        ZipARError: a file cannot be read, there are fewer frames, or none.
+    """
+    if place is None or not is_directory(place):
+        return given_of([place] if place else None, last)
+    files = pictures(place, (*CLIP_SUFFIXES, *SUFFIXES))
+    if not files:
+        raise ZipARError(f"{place} holds neither videos nor pictures: name a folder of what clips should go on from")
+    return [_last(Video.load(file).frames, last, file) for file in files]
+
+
+def _last(frames: list[Image.Image], count: int | None, file: Path) -> list[Image.Image]:
+    if count is not None and count > len(frames):
+        raise ZipARError(f"--given-frames {count} is too many: {file} holds {len(frames)}")
+    return frames[-(count or 0) :]
 
 
 @contextmanager
@@ -154,6 +250,12 @@ def study(started: Session, images: int | None, batch_size: int, folder: Path) -
         ZipARError: fewer than two images, which have no confidence interval, or a prompt that the model does not know.
     """
     model = started.pipe.model
+    if len(started.grids) > 1:
+        raise ZipARError(
+            f"clips of {started.frames} frames take {len(started.grids)} decodings, and what is measured takes one: "
+            f"give --frames {getattr(model, 'context', 1)} at most"
+        )
+    given = given_frames(started.given, len(started.given), *started.size) if started.given else None
     prompts = started.prompts or model.examples(images or EXAMPLES)
     if model.vocabulary is not None:  # now, and not after hours
         for prompt in prompts:
@@ -166,12 +268,28 @@ def study(started: Session, images: int | None, batch_size: int, folder: Path) -
         stamp=stamp(started.directory),
         prompts=[prompts[i % len(prompts)] for i in range(count)],
         sampling=started.sampling,
-        grid=started.grid,
+        grid=started.grids[0],
         seed=started.seed,
         batch_size=batch_size,
         folder=folder,
         cuda_graphs=started.pipe.cuda_graphs,
+        given=given,
     )
+
+
+def overlapping(started: Session) -> list[Strategy]:
+    """Of clips: what shows how frames that advance together do."""
+    grid = started.grids[0]
+    return [ZipAR(4, first_row="wave", frame_delay=grid.columns)] if grid.frames - grid.given > 1 else []
+
+
+def first(started: Session, made: PipelineOutput) -> tuple[list[Image.Image], np.ndarray]:
+    """The first image, or the frames of the first clip, and the passes of its tokens, -1 for given ones."""
+    born = made.born[0].copy()
+    if not made.videos:
+        return made.images[:1], born
+    born[: started.grids[0].given] = -1
+    return made.videos[0].frames, born
 
 
 def seconds(stats: DecodingStats) -> float:

@@ -35,6 +35,9 @@ def tune(
     ] = 64,
     batch_size: options.BatchSize = 16,
     size: options.Size = None,
+    frames: options.Frames = None,
+    given: options.Starts = None,
+    given_frames: options.GivenFrames = None,
     dtype: options.WeightType = None,
     quantize: options.Quantize = None,
     device: options.Device = None,
@@ -56,6 +59,8 @@ def tune(
 
     Neither less likely, as at seams, nor more, as where images become alike; `zipar eval --help` tells of the surprise
     excess. More --images make its interval narrower: where there are too few for the tolerance, a message says so.
+
+    Of a model of clips then the frame delay that is fastest with these.
 
     Fastest where --batch-size images are decoded together: drafts pay for a few images, and cost time for many.
 
@@ -85,6 +90,8 @@ def tune(
         size=size,
         seed=seed,
         negative_prompt=None,
+        frames=frames,
+        given=session.starts_of(given, given_frames),
         quiet=quiet,
     )
     outputs.check_directory(started.directory)
@@ -99,9 +106,14 @@ def tune(
             excess = row["excess_difference"]
             return tuning.Figures(excess.value, excess.reach, row["seconds"])
 
-        best = tuning.search(measure, study.grid.columns, lookahead, limit) or Raster()
+        grid = study.grid
+        best = tuning.search(measure, grid.columns, lookahead, limit)
+        if grid.frames - grid.given > 1:
+            in_raster_order = ZipAR(grid.columns)
+            found = tuning.overlap(measure, best or in_raster_order, grid, limit)
+            best = best if found == in_raster_order else found
     rows = sorted(comparison.report.rows, key=lambda row: -row["forward_passes"])
-    choice = names.name(best)
+    choice = names.name(best or Raster())
     record = {"strategy": choice, "tolerance": limit, **started.record(), "prompts": study.prompts}
     write({started.directory / FILE: outputs.record({**record, "tried": tables.jsonable(rows)})})
     if not quiet:

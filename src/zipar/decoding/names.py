@@ -126,7 +126,7 @@ def title(strategy: Strategy) -> str:
             words = "Raster order"
     words += ", wave" if getattr(strategy, "first_row", None) == "wave" else ""
     delay = getattr(strategy, "frame_delay", None)
-    return words + ("" if delay is None else f", frames every {delay}")
+    return words if delay is None else f"{words.removeprefix('ZipAR, ').capitalize()}, delay {delay}"
 
 
 def _fields(kind: str) -> dict[str, str]:

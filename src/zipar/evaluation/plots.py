@@ -1,5 +1,6 @@
 """Pictures of a report: quality over passes, and the images side by side."""
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -65,6 +66,12 @@ def _look_up(row: Mapping[str, Any], name: str) -> Estimate | None:
 
 def _line(strategy: Strategy) -> tuple[str, int]:
     """The line that a strategy is a point of, and the number at the point."""
+    line, number = _line_within_frames(strategy)
+    delay = getattr(strategy, "frame_delay", None)
+    return line if delay is None else f"{line}, frame delay {delay}", number
+
+
+def _line_within_frames(strategy: Strategy) -> tuple[str, int]:
     match strategy:
         case ZipAR():
             lookahead = f", lookahead {strategy.lookahead}" if strategy.lookahead > 1 else ""
@@ -80,12 +87,24 @@ def _line(strategy: Strategy) -> tuple[str, int]:
             return names.name(strategy), 1
 
 
+def _contact_sheet(clip: np.ndarray) -> np.ndarray:
+    """Frames, uint8 (frames, height, width, 3), row by row in about a square."""
+    gap = -(-clip.shape[2] // 32)
+    clip = np.pad(clip, ((0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
+    frames, height, width, _ = clip.shape
+    across = math.ceil(math.sqrt(frames))
+    down = -(-frames // across)
+    blank = np.full((across * down - frames, height, width, 3), 255, np.uint8)
+    sheet = np.concatenate([clip, blank]).reshape(down, across, height, width, 3)
+    return sheet.transpose(0, 2, 1, 3, 4).reshape(down * height, across * width, 3)[:-gap, :-gap]
+
+
 def save_sheet(titles: Sequence[str], pictures: Sequence[np.ndarray], prompts: Sequence[str], path: Path) -> None:
-    """Images side by side: a row a strategy, a column a prompt.
+    """Images, or contact sheets of clips, side by side: a row a strategy, a column a prompt.
 
     Args:
         titles: one a row.
-        pictures: uint8 (n, height, width, 3) each.
+        pictures: uint8 (n, height, width, 3) or (n, frames, height, width, 3) each.
         prompts: those of the columns, at least n.
     """
     columns = len(pictures[0])
@@ -93,7 +112,7 @@ def save_sheet(titles: Sequence[str], pictures: Sequence[np.ndarray], prompts: S
     grid = figure.subplots(len(pictures), columns, squeeze=False)
     for title, images, row in zip(titles, pictures, grid, strict=True):
         for axes, image in zip(row, images, strict=True):
-            axes.imshow(image)
+            axes.imshow(image if image.ndim == 3 else _contact_sheet(image))
             axes.set(xticks=[], yticks=[])
         row[0].set_ylabel(title, fontsize=8)
     for axes, text in zip(grid[0], prompts, strict=False):

@@ -43,7 +43,7 @@ class Reference(NamedTuple):
     """What FID, precision and recall are measured against."""
 
     features: Callable[[np.ndarray], Tensor]
-    """uint8 images (n, height, width, 3) -> float32 (n, d)."""
+    """uint8 images (n, height, width, 3), or clips (n, frames, height, width, 3) -> float32 (n, d)."""
     moments: Moments
     replicates: int
     """Bootstrap resamples that its interval is made of."""
@@ -59,7 +59,7 @@ class Graders:
     """Says whether images show what their prompts ask for; the model then has a vocabulary."""
     reference: Reference | None = None
     clip: Callable[[np.ndarray, Sequence[str]], Tensor] | None = None
-    """uint8 images (n, height, width, 3) and their prompts -> scores (n,)."""
+    """uint8 images (n, height, width, 3), or clips (n, frames, height, width, 3), and their prompts -> scores (n,)."""
 
 
 class Report(NamedTuple):
@@ -78,7 +78,7 @@ class Report(NamedTuple):
 
     rows: list[dict[str, Any]]
     pictures: list[np.ndarray]
-    """uint8 (n, height, width, 3), of the first prompts."""
+    """uint8 (n, height, width, 3), or clips (n, frames, height, width, 3), of the first prompts."""
 
 
 def evaluate(

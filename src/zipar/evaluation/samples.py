@@ -1,4 +1,4 @@
-"""Images of many prompts, made batch by batch and kept on disk: a run that was killed goes on where it stopped."""
+"""Images or clips of many prompts, made batch by batch, which are kept: a run that was killed goes on from there."""
 
 import dataclasses
 import hashlib
@@ -12,6 +12,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from zipar.arguments import keep, text, whole
 from zipar.checkpoints.files import check_readable
@@ -23,7 +24,7 @@ from zipar.decoding.strategy import Strategy
 from zipar.errors import ZipARError, reason
 from zipar.evaluation.fidelity import likelihood
 from zipar.grid import TokenGrid
-from zipar.models.base import VisualModel, in_own_precision
+from zipar.models.base import VideoModel, VisualModel, in_own_precision
 from zipar.writing import write
 
 
@@ -32,9 +33,9 @@ class Batch:
     """What one strategy made of some prompts: an entry of each array is an image."""
 
     images: np.ndarray
-    """uint8 (n, height, width, 3)."""
+    """uint8 (n, height, width, 3); (n, frames, height, width, 3) of clips."""
     tokens: np.ndarray
-    """int32 (n, rows, columns) codebook indices."""
+    """int32 (n, rows, columns) codebook indices; (n, frames, rows, columns) of clips."""
     nats: np.ndarray
     """float64: negative log-likelihood of a token under full raster context (``fidelity.likelihood``)."""
     outside: np.ndarray
@@ -72,6 +73,9 @@ class Study:
     """Where finished batches are kept."""
     cuda_graphs: bool = True
     """Replay passes as CUDA graphs, where the model bears it."""
+    given: Tensor | None = None
+    """What clips of a grid with given frames go on from, one after the other and then again: uint8
+    (starts, frames, height, width, 3)."""
 
     def __post_init__(self) -> None:
         keep(self, seed=whole("seed", self.seed), batch_size=whole("batch_size", self.batch_size, 1))
@@ -101,11 +105,13 @@ class Study:
     ) -> Batch:
         model, grid, count = self.model, self.grid, len(prompts)
         started = time.perf_counter()
-        prefix = model.prefix(prompts, None, self.sampling.guided, grid)
+        prefix = model.prefix(prompts, None, self.sampling.guided, grid, **self._opening(seed, count))
         graphs = self.cuda_graphs and model.capturable()
         seeds = range(seed, seed + count)
         decoded = decode(model, prefix, grid, strategy, self.sampling, seeds, callback, cuda_graphs=graphs)
         codes = model.codes(grid.pick(decoded.tokens))
+        if isinstance(model, VideoModel) and grid.frames == 1:
+            codes = codes[:, None]
         images = model.pixels(codes).cpu().numpy()
         seconds = time.perf_counter() - started
         found = likelihood(model, prefix, grid, decoded.tokens, self.sampling)
@@ -119,8 +125,22 @@ class Study:
             seconds=np.full(count, seconds / count),
         )
 
+    def _starts(self, seed: int, count: int) -> Tensor | None:
+        """The given frames of so many clips, the first of which has this seed."""
+        if self.given is None:
+            return None
+        return self.given[(torch.arange(count) + seed - self.seed) % len(self.given)]
+
+    def _opening(self, seed: int, count: int) -> dict[str, Tensor]:
+        """Their codes, as ``prefix`` of a model of clips takes them."""
+        starts = self._starts(seed, count)
+        if starts is None or not isinstance(self.model, VideoModel):
+            return {}
+        return {"given": self.model.read(starts)[:, : self.grid.given]}
+
     def _key(self, strategy: Strategy, prompts: list[str], seed: int) -> str:
         """Names a batch by all that its images depend on, and by what is kept of them."""
+        starts = self._starts(seed, len(prompts))
         return digest(
             arrays=[field.name for field in dataclasses.fields(Batch)],
             model=self.stamp,
@@ -129,6 +149,7 @@ class Study:
             dtype=str(self.model.dtype),
             sampling=dataclasses.asdict(self.sampling),
             grid=dataclasses.asdict(self.grid),
+            given=None if starts is None else hashlib.sha256(starts.numpy().tobytes()).hexdigest(),
             strategy=names.name(strategy),
             prompts=prompts,
             seed=seed,

@@ -9,6 +9,7 @@ from zipar.arguments import function, real, whole
 from zipar.decoding.names import DEFAULT
 from zipar.decoding.zipar import ZipAR
 from zipar.errors import ZipARError
+from zipar.grid import TokenGrid
 
 TOLERANCE = 0.02
 """Nats a token; docs/quality.md tells what such a loss does to images."""
@@ -106,3 +107,32 @@ def search(measure: Callable[[ZipAR], Figures], columns: int, lookahead: int, to
             fits(ZipAR(narrowest, lookahead, "wave"))
         lookahead //= 2
     return min(good, key=lambda setting: good[setting]) if good else None
+
+
+def overlap(measure: Callable[[ZipAR], Figures], setting: ZipAR, grid: TokenGrid, tolerance: float) -> ZipAR:
+    """``setting``, or the fastest of those found with a frame delay whose excess is within ``tolerance``.
+
+    The smallest delay that is good enough is found by bisection: smaller ones are taken to lose no less.
+
+    Args:
+        measure: makes clips with a setting.
+        setting: good enough; its frames come one after the other.
+        grid: of a clip.
+
+    Raises:
+        ZipARError: a number that is not possible.
+    """
+    function("measure", measure)
+    tolerance = real("tolerance", tolerance, lambda x: x > 0, "a number of nats above 0")
+    good = {setting: measure(setting).seconds}
+    smallest, enough = 1, setting.passes(TokenGrid(grid.rows, grid.columns, row_end=grid.row_end))
+    while smallest < enough:
+        middle = (smallest + enough) // 2
+        closer = replace(setting, frame_delay=middle)
+        figures = measure(closer)
+        if figures.within(tolerance):
+            good[closer] = figures.seconds
+            enough = middle
+        else:
+            smallest = middle + 1
+    return min(good, key=lambda each: good[each])

@@ -60,6 +60,8 @@ class VisualModel(ABC, nn.Module):
 
     family: ClassVar[str]
     """The ``model_type`` of its ``config.json``."""
+    wordless: ClassVar[bool] = False
+    """Whether all its prompts are empty, for it only goes on from given frames."""
     defaults: Sampling
     """How the model's authors sample from it."""
     layers: int
@@ -204,6 +206,8 @@ class VisualModel(ABC, nn.Module):
 
     def examples(self, count: int) -> list[str]:
         """Prompts to try the model with, always the same ones."""
+        if self.wordless:
+            return [""] * count
         lines = files("zipar.models").joinpath("prompts.txt").read_text(encoding="utf-8").splitlines()
         return [lines[i % len(lines)] for i in range(count)]
 

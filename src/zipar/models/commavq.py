@@ -58,6 +58,7 @@ class CommaVQ(VideoModel):
     """Goes on from the frames that it is given, or drives off with none. There is nothing to say: prompts are empty."""
 
     family = "commavq"
+    wordless = True
     fps = 20.0
 
     def __init__(self, decoder: "GPT", image_tokenizer: CommaVQTokenizer, defaults: Sampling | None = None) -> None:
@@ -168,9 +169,6 @@ class CommaVQ(VideoModel):
     def pixels(self, tokens: Tensor) -> Tensor:
         frames = [to_bytes(self.image_tokenizer.decode(codes)) for codes in tokens.flatten(0, 1).split(1)]
         return torch.cat(frames).permute(0, 2, 3, 1).unflatten(0, tokens.shape[:2])
-
-    def examples(self, count: int) -> list[str]:
-        return [""] * count
 
 
 class GPT(nn.Module):

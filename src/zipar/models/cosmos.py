@@ -55,6 +55,7 @@ class Cosmos(VideoModel):
     """A Cosmos base model: its prompts are frames, and no text."""
 
     family = "cosmos"
+    wordless = True
     fps = 25.0
     lengths: dict[int, int]
     """Token frames by frames of pixels."""
