@@ -50,6 +50,8 @@ class Prompted(nn.Module):
         absent = embedder.uncond_embedding[-captions.shape[1] :]
         prefix = embedder(torch.where(dropped[:, None, None], absent, captions))
         shown = torch.where(hidden[..., None], self.mask.weight, self.decoder.tok_embeddings(tokens))
+        if self.decoder.places is not None:
+            shown = shown + self.decoder.places(torch.arange(tokens.shape[1]))
         states = torch.cat([prefix, shown[:, :-1]], dim=1)
         length = states.shape[1]
         seen = torch.ones(length, length, dtype=torch.bool).tril()

@@ -30,6 +30,8 @@ def to_images(pixels: Tensor) -> Tensor:
 def initialise(decoder: Transformer) -> None:
     """Weights that a decoder begins with: every block adds nothing, every logit is zero."""
     nn.init.normal_(decoder.tok_embeddings.weight, std=0.1)
+    for place in () if decoder.places is None else decoder.places.children():
+        nn.init.normal_(place.weight, std=0.1)
     for layer in decoder.layers:
         nn.init.normal_(layer.attention.wqkv.weight, std=0.03)
         nn.init.zeros_(layer.attention.wo.weight)

@@ -144,7 +144,16 @@ def tiny_models():
 def tiny_clips():
     """A random Clips of text: 3 frames of 4 x 4 tokens, 8 x 8 pixels."""
     torch.manual_seed(0)
-    shape = {"layers": 2, "heads": 2, "dim": 32, "vocab_size": 50, "grid_side": 4, "multiple_of": 16}
+    shape = {
+        "layers": 2,
+        "heads": 2,
+        "dim": 32,
+        "vocab_size": 50,
+        "grid_side": 4,
+        "multiple_of": 16,
+        "rope_base": 100.0,
+        "frames": 3,
+    }
     decoder = Transformer(LlamaGenConfig(caption_dim=16, prefix_length=8, **shape))
     for name, weight in decoder.named_parameters():
         if not name.endswith("norm.weight"):
@@ -156,7 +165,7 @@ def tiny_clips():
     text_tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>")
     image_tokenizer = VQModel(VQConfig(50, 4, 16, (1, 1), 1, 16, 4))
     sampling = Sampling(guidance_scale=2.0)
-    clips = Clips(decoder, image_tokenizer, text_encoder, text_tokenizer, sampling, frames=3, fps=8, rope_base=100.0)
+    clips = Clips(decoder, image_tokenizer, text_encoder, text_tokenizer, sampling, fps=8)
     return clips.eval().requires_grad_(False)
 
 

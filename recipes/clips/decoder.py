@@ -24,6 +24,7 @@ CONFIG = LlamaGenConfig(
     grid_side=scenes.GRID,
     multiple_of=32,
     rope_base=100.0,
+    frames=scenes.FRAMES,
 )
 FRAME = scenes.GRID**2  # tokens
 # (share of the steps, frames that are seen until then): the first frames hold most of what there is to learn
@@ -33,7 +34,7 @@ HELD_OUT = 24  # clips that the loss is reported on
 
 def untrained(words: int) -> Prompted:
     """Text encoder and decoder for ``words`` different tokens of text."""
-    return Prompted(CONFIG, rotary_3d(scenes.FRAMES, CONFIG.grid_side, CONFIG.head_dim, CONFIG.rope_base), words)
+    return Prompted(CONFIG, rotary_3d(CONFIG.frames, CONFIG.grid_side, CONFIG.head_dim, CONFIG.rope_base), words)
 
 
 def main() -> None:

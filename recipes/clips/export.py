@@ -7,7 +7,7 @@ import torch
 
 import reading
 from clips import scenes, text
-from clips.decoder import CONFIG, untrained
+from clips.decoder import untrained
 from clips.image_tokenizer import CONFIG as IMAGE_TOKENIZER
 from emoji.export import LICENCES
 from zipar.conversion.llamagen import write
@@ -38,9 +38,7 @@ def main() -> None:
         tokenizer,
         Sampling(guidance_scale=args.guidance_scale, temperature=args.temperature),
         PromptVocabulary(**text.vocabulary()),
-        frames=scenes.FRAMES,
         fps=scenes.FPS,
-        rope_base=CONFIG.rope_base,
     )
     write(model, args.output, torch.bfloat16)
     shutil.copy(LICENCES, args.output / "ARTWORK.md")

@@ -105,7 +105,7 @@ def brute_force(model, prefixes, grid, sampling, seed, window, row_0_first, fram
                     newest[other] = j
             sees[prefix + i, [prefix + j for j in newest.values()]] = True
         slots, fed = torch.tensor([event[:2] for event in events], dtype=torch.int64).view(-1, 2).T
-        hidden = torch.cat([embeddings, model.decoder.tok_embeddings(fed)])[None]
+        hidden = torch.cat([embeddings, model.decoder.embed(fed, slots)])[None]
         rotary = torch.cat([torch.zeros(prefix, model.rotary.shape[1]), model.rotary[slots]])[None]
         return model.decoder.output(model.decoder(hidden, rotary, additive(sees[None], hidden.dtype)))[0]
 

@@ -63,7 +63,7 @@ def write(model: LlamaGen, directory: Path, dtype: torch.dtype | None = None) ->
         "sampling": dataclasses.asdict(model.defaults),
     }
     if isinstance(model, Clips):
-        config["clip"] = {"frames": model.frames, "fps": model.fps, "rope_base": model.rope_base}
+        config["clip"] = {"fps": model.fps}
     with new_directory(directory) as scratch:
         (scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for name, module in (("decoder", model.decoder), ("image_tokenizer", model.image_tokenizer)):

@@ -18,36 +18,30 @@ from zipar.models.llamagen import LlamaGen
 class Clips(LlamaGen, VideoModel):
     """LlamaGen with a 3-D rotary embedding over frames, grid rows and columns; its image tokenizer is for each frame.
 
-    Clips go on past the frames that it was trained on: the last ones are given anew.
+    Rotary embeddings tell how far tokens are apart, but not where they are, and where something moves is found from
+    where it was: so places are embedded too. Clips go on past the frames that it was trained on: the last ones are
+    given anew.
     """
 
     family = "clips"
 
-    def __init__(self, *parts: Any, frames: int, fps: float, rope_base: float, **settings: Any) -> None:
+    def __init__(self, *parts: Any, fps: float, **settings: Any) -> None:
         """
         Args:
-            parts, settings: see ``LlamaGen``.
-            frames: of the clips that it was trained on.
+            parts, settings: see ``LlamaGen``; the decoder's config says of how many frames.
             fps: frames a second.
-            rope_base: of the rotary embedding.
         """
         super().__init__(*parts, **settings)
         config = self.decoder.config
-        self.frames = self.context = frames
+        self.frames = self.context = config.frames
         self.fps = fps
-        self.rope_base = rope_base
-        self.rotary = rotary_3d(frames, config.grid_side, config.head_dim, rope_base).to(self.device)
+        self.rotary = rotary_3d(config.frames, config.grid_side, config.head_dim, config.rope_base).to(self.device)
 
     @classmethod
     def _parts(cls, directory: Path) -> tuple[Any, Any, dict[str, Any]]:
         decoder, image_tokenizer, settings = super()._parts(directory)
         with build(directory):
-            clip = read_config(directory)["clip"]
-            return (
-                decoder,
-                image_tokenizer,
-                {**settings, **{name: clip[name] for name in ("frames", "fps", "rope_base")}},
-            )
+            return decoder, image_tokenizer, {**settings, "fps": read_config(directory)["clip"]["fps"]}
 
     def clip(self, height: int, width: int, frames: int, given: int = 0) -> TokenGrid:
         one = LlamaGen.grid(self, height, width)
@@ -74,7 +68,8 @@ class Clips(LlamaGen, VideoModel):
             return prefix
         opening = grid.opening(given.to(self.device))
         opening = opening.repeat(len(prefix.valid) // len(opening), 1)
-        embeddings = torch.cat([prefix.embeddings, self.decoder.tok_embeddings(opening)], 1)
+        slots = torch.arange(opening.shape[1], device=self.device)
+        embeddings = torch.cat([prefix.embeddings, self.decoder.embed(opening, slots)], 1)
         return Prefix(embeddings, torch.cat([prefix.valid, torch.ones_like(opening, dtype=torch.bool)], 1), opening)
 
     def read(self, pixels: Tensor) -> Tensor:

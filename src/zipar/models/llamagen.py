@@ -50,6 +50,8 @@ class LlamaGenConfig:
     multiple_of: int = 256
     ffn_dim_multiplier: float | None = None
     rope_base: float = 10000.0
+    frames: int = 1
+    """Of clips, where more than one: places are then embedded too (see ``zipar.models.clips``)."""
     norm_eps: float = 1e-5
 
     @property
@@ -212,7 +214,7 @@ class LlamaGen(VisualModel):
 
     def step(self, tokens: Tensor, slots: Tensor, lengths: Tensor, cache: SlotCache, mask: Tensor) -> Tensor:
         decoder = self.running(self.decoder)
-        hidden = decoder(decoder.tok_embeddings(tokens), self.rotary[slots], mask, cache)
+        hidden = decoder(decoder.embed(tokens, slots), self.rotary[slots], mask, cache)
         return decoder.output(hidden).float()
 
     def stepped(self) -> list[nn.Module]:
@@ -283,9 +285,15 @@ class Transformer(nn.Module):
         else:
             raise ValueError("a LlamaGen config needs classes (class-conditional) or caption_dim (text)")
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.places = Places(config) if config.frames > 1 else None
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+
+    def embed(self, tokens: Tensor, slots: Tensor) -> Tensor:
+        """Embeddings (..., dim) of tokens at slots, both int64 (...)."""
+        embeddings = self.tok_embeddings(tokens)
+        return embeddings if self.places is None else embeddings + self.places(slots)
 
     def forward(self, hidden: Tensor, rotary: Tensor, mask: Tensor | None, cache: Any = None) -> Tensor:
         """Last hidden states (rows, queries, dim), to be turned into logits by ``output``.
@@ -301,6 +309,20 @@ class Transformer(nn.Module):
         for i, layer in enumerate(self.layers):
             hidden = layer(hidden, rotary, mask, None if cache is None else cache.layers[i])
         return self.norm(hidden)
+
+
+class Places(nn.Module):
+    """Where a token of a clip is: the sum of an embedding of its frame, of its grid row and of its column."""
+
+    def __init__(self, config: LlamaGenConfig) -> None:
+        super().__init__()
+        self.side = config.grid_side
+        self.frame = nn.Embedding(config.frames, config.dim)
+        self.row, self.column = (nn.Embedding(config.grid_side, config.dim) for _ in range(2))
+
+    def forward(self, slots: Tensor) -> Tensor:
+        frame, row = slots // self.side**2, slots // self.side % self.side
+        return self.frame(frame) + self.row(row) + self.column(slots % self.side)
 
 
 class Block(nn.Module):
