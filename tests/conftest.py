@@ -20,6 +20,9 @@ from transformers import (
     Emu3ImageProcessor,
     Emu3Processor,
     GenerationConfig,
+    GlmImageConfig,
+    GlmImageForConditionalGeneration,
+    GlmImageProcessor,
     GPT2Tokenizer,
     JanusConfig,
     JanusForConditionalGeneration,
@@ -31,6 +34,7 @@ from transformers import (
     T5Config,
     T5EncoderModel,
 )
+from transformers.models.glm_image.image_processing_pil_glm_image import GlmImageImageProcessorPil
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from zipar import ZipARError
@@ -480,6 +484,86 @@ def lumina_models(lumina_files, tmp_path_factory):
     return lambda *key: written[key] if key in written else written.setdefault(key, make(*key))
 
 
+GLM_CODES = 64
+"""Of the tiny GLM-Image; then come begin of image and end of image, which is padding too, and words."""
+
+
+@pytest.fixture(scope="session")
+def glm_directory(tmp_path_factory):
+    """A random GLM-Image and its processor in the layout of diffusers."""
+    directory = tmp_path_factory.mktemp("glm_image")
+    special = {"bos": "<begin>", "pad": "<end>", "image": "<|image|>", "grid_bos": "<sop>", "grid_eos": "<eop>"}
+    words = [
+        *(f"<{code}>" for code in range(GLM_CODES)),
+        *special.values(),
+        "?",
+        *["a", "red", "fox", "in", "the", "snow", "bird"],
+    ]
+    vocabulary = {word: i for i, word in enumerate([*words, *map(str, range(1, 65))])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, "?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens([AddedToken(word, special=True) for word in special.values()])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        padding_side="left",
+        bos_token=special["bos"],
+        pad_token=special["pad"],
+        extra_special_tokens={f"{name}_token": special[name] for name in ("image", "grid_bos", "grid_eos")},
+    )
+    template = (
+        "{% for message in messages %}{% for part in message.content %}"
+        "{% if part.type == 'image' %}<begin><|image|><end>{% else %}{{ part.text }}{% endif %}"
+        "{% endfor %}{% endfor %}"
+    )
+    pixels = GlmImageImageProcessorPil(patch_size=4, merge_size=1, temporal_patch_size=1, size=GLM_PIXELS)
+    GlmImageProcessor(pixels, fast, template).save_pretrained(directory / "processor")
+
+    config = GlmImageConfig(
+        text_config={
+            "vocab_size": len(vocabulary),
+            "vision_vocab_size": GLM_CODES + 2,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 600,
+            "pad_token_id": GLM_CODES + 1,
+            "eos_token_id": GLM_CODES + 1,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 1.0,
+                "mrope_section": [2, 1, 1],
+            },
+        },
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "num_heads": 2,
+            "intermediate_size": 24,
+            "image_size": 32,
+            "patch_size": 4,
+        },
+        vq_config={"embed_dim": 8, "num_embeddings": GLM_CODES, "latent_channels": 16},
+        image_token_id=vocabulary[special["image"]],
+        image_start_token_id=GLM_CODES,
+        image_end_token_id=GLM_CODES + 1,
+    )
+    torch.manual_seed(0)
+    model = GlmImageForConditionalGeneration(config)
+    for weight in model.parameters():
+        if weight.ndim == 2:
+            torch.nn.init.normal_(weight, std=0.4)
+    with torch.no_grad():
+        model.lm_head.weight[GLM_CODES:] = 0  # as likely as the mean code, so that none ends its image
+    model.save_pretrained(directory / "vision_language_encoder")
+    return directory
+
+
+GLM_PIXELS = {"shortest_edge": 8**2, "longest_edge": 32**2}
+
+
 @pytest.fixture(scope="session")
 def checkpoints(request):
     """A checkpoint of each family that transformers implements: checkpoints("emu3") -> a directory."""
@@ -488,5 +572,6 @@ def checkpoints(request):
         "emu3": lambda wanted: wanted("emu3_directories")(scrambled=False),
         "lumina_mgpt": lambda wanted: wanted("lumina_models")("7b"),
         "anole": lambda wanted: wanted("lumina_models")("7b", Anole),
+        "glm_image": lambda wanted: wanted("glm_directory"),
     }
     return lambda family: found[family](request.getfixturevalue)

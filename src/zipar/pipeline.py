@@ -19,7 +19,7 @@ from zipar.checkpoints.tuned import tuned
 from zipar.decoding.decodable import Prefix
 from zipar.decoding.engine import Decoded, Progress, decode
 from zipar.decoding.names import strategy_of
-from zipar.decoding.sampling import Sampling
+from zipar.decoding.sampling import NEXT, Sampling
 from zipar.decoding.strategy import Strategy
 from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
@@ -264,7 +264,7 @@ class Pipeline:
             prefixes = prefix(everything)
         encoding = time.perf_counter() - started
         decoded: Decoded = decode(
-            *(self.model, prefixes, grid, call.strategy, call.sampling, [seed + number * _NEXT for seed in call.seeds]),
+            *(self.model, prefixes, grid, call.strategy, call.sampling, [seed + number * NEXT for seed in call.seeds]),
             call.told,
             deterministic=call.deterministic,
             cuda_graphs=self.cuda_graphs and self.model.capturable(),
@@ -350,10 +350,6 @@ def _peak_memory() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # elsewhere in KiB
-
-
-_NEXT = 0x9E3779B97F4A7C15
-"""What seeds grow by from one decoding of a clip to the next."""
 
 
 def _numbers(values: Tensor) -> np.ndarray:

@@ -1,6 +1,11 @@
 import pytest
 import torch
-from transformers import ChameleonForConditionalGeneration, Emu3ForConditionalGeneration, JanusForConditionalGeneration
+from transformers import (
+    ChameleonForConditionalGeneration,
+    Emu3ForConditionalGeneration,
+    GlmImageForConditionalGeneration,
+    JanusForConditionalGeneration,
+)
 
 import zipar
 from zipar import ZipAR
@@ -9,6 +14,7 @@ KINDS = {
     "janus": JanusForConditionalGeneration,
     "emu3": Emu3ForConditionalGeneration,
     "lumina_mgpt": ChameleonForConditionalGeneration,
+    "glm_image": GlmImageForConditionalGeneration,
 }
 
 
@@ -19,6 +25,15 @@ PROMPTS = {
         for text in ("fox", "f")
     ],
     "lumina_mgpt": lambda words: [[0, 8913, 8914, 8915, 8710, 8197, 8806, 8807], [0, 8918, 8710, 8197, 8806, 8807]],
+    "glm_image": lambda words: [[70, 71, 72, 73, 74, 75, 64], [70, 76, 64]],
+}
+ASKED = {
+    "janus": {"generation_mode": "image"},
+    "glm_image": {
+        "image_grid_thw": torch.tensor([[1, 4, 5], [1, 3, 4]] * 2),
+        "images_per_sample": torch.tensor([2, 2]),
+        "max_new_tokens": 33,
+    },
 }
 
 
@@ -27,13 +42,14 @@ class Case:
 
     def __init__(self, family, directory):
         self.family, self.kind = family, KINDS[family]
-        self.directory = directory / "decoder" if (directory / "decoder").is_dir() else directory
+        inside = [directory / name for name in ("decoder", "vision_language_encoder")]
+        self.directory = next((path for path in inside if path.is_dir()), directory)
         self.plain = self.load()
         prompts = PROMPTS[family](getattr(self.plain.config, "vocabulary_map", None))
         padding = [max(map(len, prompts)) - len(prompt) for prompt in prompts]
         ids = [[0] * n + prompt for n, prompt in zip(padding, prompts, strict=True)]
         mask = [[0] * n + [1] * len(prompt) for n, prompt in zip(padding, prompts, strict=True)]
-        asked = {"generation_mode": "image"} if family == "janus" else {"guidance_scale": 3.0, "max_new_tokens": 50}
+        asked = ASKED.get(family, {"guidance_scale": 3.0, "max_new_tokens": 50})
         self.arguments = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask), "do_sample": False}
         self.arguments |= asked
         self.expected = self.images(self.plain)
@@ -46,17 +62,20 @@ class Case:
             return model.generate(**self.arguments | settings)
 
     def text(self, model):
-        """What the model writes for prompts that ask for no image."""
+        """What the model writes for prompts that ask for no image; of one that always does, logits."""
         mode = {"generation_mode": "text"} if self.family == "janus" else {"guidance_scale": None}
         ids = self.arguments["input_ids"][:, :-3]
         mask = self.arguments["attention_mask"][:, :-3]
+        if self.family == "glm_image":
+            return model(input_ids=ids, attention_mask=mask).logits
         given = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": 4, "do_sample": False}
         return model.generate(**given | mode)
 
     def visual(self, sequences):
         """Which tokens stand for a piece of an image, as transformers has them."""
         mapping = getattr(self.plain.model, "vocabulary_mapping", None)
-        return torch.isin(sequences, torch.tensor(range(50) if mapping is None else mapping.image_tokens))
+        codes = {"janus": 50, "glm_image": 64}.get(self.family, 0)
+        return torch.isin(sequences, torch.tensor(range(codes) if mapping is None else mapping.image_tokens))
 
 
 @pytest.fixture(scope="module", params=KINDS)

@@ -46,9 +46,8 @@ def test_a_compiled_decoder(case):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     model = case.load()
-    holder, name = {"janus": (model.model, "language_model"), "emu3": (model.model, "text_model")}.get(
-        case.family, (model, "model")
-    )
+    places = {"janus": "language_model", "emu3": "text_model", "glm_image": "language_model"}
+    holder, name = (model.model, places[case.family]) if case.family in places else (model, "model")
     decoder = getattr(holder, name)
     decoder.layers, decoder.config.num_hidden_layers = decoder.layers[:1], 1  # compilation takes its time
     expected = case.images(model)
@@ -95,7 +94,7 @@ def test_tensor_parallelism(case, tmp_path):
         assert not case.plain.supports_tp_plan  # or else it belongs below, and into the README
         return
     # of the two that the models have: transformers shards the layers of Janus, but of Emu3 the ends alone
-    held = {"janus": 1, "emu3": 2}[case.family]
+    held = {"janus": 1, "emu3": 2, "glm_image": 1}[case.family]
     (tmp_path / "process.py").write_text(PROCESS)
     torch.save((case.arguments, case.expected, held), tmp_path / "saved.pt")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

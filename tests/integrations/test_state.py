@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 import threading
 
 import pytest
@@ -84,7 +85,7 @@ def test_an_error_in_a_pass_leaves_nothing_behind(case):
         if len(calls) == 5:
             raise KeyboardInterrupt
 
-    layers = {"janus": "language_model", "emu3": "text_model"}.get(case.family)
+    layers = {"janus": "language_model", "emu3": "text_model", "glm_image": "language_model"}.get(case.family)
     decoder = getattr(model.model, layers) if layers else model.model
     hook = decoder.layers[0].self_attn.q_proj.register_forward_pre_hook(fail)
     with pytest.raises(KeyboardInterrupt):
@@ -120,7 +121,9 @@ def test_autocast_changes_nothing(case):
 def test_numbers_that_are_none_are_told(case, number):
     model = case.load()
     with torch.no_grad():
-        next(weight for name, weight in model.named_parameters() if "layers.1.mlp.up_proj" in name)[3, 3] = number
+        next(
+            weight for name, weight in model.named_parameters() if re.search(r"layers\.1\.mlp\.(gate_)?up_proj", name)
+        )[3, 3] = number
     for settings in {}, {"do_sample": True}:
         with pytest.raises(ZipARError, match=r"no finite numbers \(NaN or infinity\): its weights may be damaged"):
             case.images(model, **settings)
@@ -129,6 +132,8 @@ def test_numbers_that_are_none_are_told(case, number):
 def test_an_overflow_of_float16_is_told(case):
     model = case.load(dtype=torch.float16)
     with torch.no_grad():
-        next(weight for name, weight in model.named_parameters() if "layers.1.mlp.up_proj" in name).mul_(30000)
+        next(
+            weight for name, weight in model.named_parameters() if re.search(r"layers\.1\.mlp\.(gate_)?up_proj", name)
+        ).mul_(30000)
     with pytest.raises(ZipARError, match=r"float16 holds nothing above 65504, so load the model in bfloat16"):
         case.images(model)

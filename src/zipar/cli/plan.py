@@ -63,7 +63,7 @@ def plan(
     height, width = wanted or outlined.image_size
     grids = grids_of(outlined, (height, width), frames, given_frames)
     clip, tokens = isinstance(outlined, VideoModel), sum(grid.tokens for grid in grids)
-    grid = grids[0]
+    grid = grids[0] if clip else grids[-1]
     shown: list[Strategy] = [Raster()]
     for each in dict.fromkeys([zipar, drafted]):
         wave = replace(each, first_row="wave")
@@ -86,12 +86,12 @@ def plan(
     if as_json:
         shape = {"frames": grid.frames, "rows": grid.rows, "columns": grid.columns, "tokens": grid.tokens}
         record = {"model": model, "size": [height, width], "grid": shape, "strategies": rows}
-        if clip:
-            fields = ("frames", "given", "tokens")
+        if clip or len(grids) > 1:
+            fields = ("frames", "given", "tokens") if clip else ("rows", "columns", "tokens")
             record["decodings"] = [{field: getattr(each, field) for field in fields} for each in grids]
         print(json.dumps(record, indent=2))
         return
-    print(f"{height}x{width} pixels (height x width), {_tokens(grids)}")
+    print(f"{height}x{width} pixels (height x width), {_tokens(grids, clip)}")
     show(
         ["strategy", "forward passes", "reduction", "tokens a pass"],
         [
@@ -111,8 +111,10 @@ def plan(
         _draw(drawn.timetable(grid), names.name(drawn))
 
 
-def _tokens(grids: "Sequence[TokenGrid]") -> str:
+def _tokens(grids: "Sequence[TokenGrid]", clip: bool) -> str:
     """How many there are, in words."""
+    if not clip:
+        return " and ".join(f"{grid.rows} x {grid.columns}" for grid in grids) + " tokens"
     first, *others = grids
     words = f"{first.rows} x {first.columns} tokens"
     if first.frames == 1 and not others:

@@ -192,7 +192,7 @@ def grids_of(model: VisualModel, size: tuple[int, int], frames: int | None, give
         return model.decodings(*size, frames or model.frames, given)
     if frames is not None or given:
         raise ZipARError("this model makes images, which have no frames: leave the options of clips out")
-    return [model.grid(*size)]
+    return model.grids(*size)
 
 
 def given_of(files: Sequence[Path] | None, last: int | None) -> list[list[Image.Image]]:

@@ -20,6 +20,8 @@ class Prefix(NamedTuple):
     """bool (rows, length), False where padded."""
     given: Tensor | None = None
     """int64 (rows, grid.first): the tokens of given frames, whose embeddings are the last ones; None for none."""
+    positions: Tensor | None = None
+    """int64 (rows, length, axes): where tokens are, padding at 0; None where they are counted."""
 
     @property
     def opening(self) -> int:
@@ -33,12 +35,12 @@ class Prefix(NamedTuple):
 
     @property
     def lengths(self) -> Tensor:
-        """Tokens of each prompt, int64 (rows,)."""
-        return self.valid.sum(1) - self.opening
+        """The position of slot 0, int64 (rows,): the tokens of each prompt or, given positions, the first after all."""
+        return self.valid.sum(1) - self.opening if self.positions is None else self.positions.amax((1, 2)) + 1
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Prefix":
         """What becomes of all parts."""
-        return Prefix(change(self.embeddings), change(self.valid), None if self.given is None else change(self.given))
+        return Prefix(*(part if part is None else change(part) for part in self))  # type: ignore[arg-type]
 
     def paired(self) -> "Prefix":
         """With guidance: each image's conditional and unconditional row side by side, as the engine has them."""
@@ -48,7 +50,8 @@ class Prefix(NamedTuple):
         """That of one of ``images``, cut to its own length."""
         mine = self.each(lambda part: part[image::images])
         length = int(mine.valid.sum(1).max())
-        return Prefix(mine.embeddings[:, -length:], mine.valid[:, -length:], mine.given)
+        positions = None if mine.positions is None else mine.positions[:, -length:]
+        return Prefix(mine.embeddings[:, -length:], mine.valid[:, -length:], mine.given, positions)
 
     @classmethod
     def joined(cls, alone: Sequence["Prefix"]) -> "Prefix":
@@ -58,8 +61,10 @@ class Prefix(NamedTuple):
         embeddings = [F.pad(part.embeddings, (0, 0, more, 0)) for part, more in zip(alone, padding, strict=True)]
         valid = [F.pad(part.valid, (more, 0)) for part, more in zip(alone, padding, strict=True)]
         given = [part.given for part in alone if part.given is not None]
-        parts = (embeddings, valid, given) if given else (embeddings, valid)
-        return cls(*(torch.stack(part).transpose(0, 1).flatten(0, 1) for part in parts))
+        places = [(part.positions, more) for part, more in zip(alone, padding, strict=True)]
+        positions = [F.pad(place, (0, 0, more, 0)) for place, more in places if place is not None]
+        parts = (embeddings, valid, given, positions)
+        return cls(*(torch.stack(part).transpose(0, 1).flatten(0, 1) if part else None for part in parts))
 
     def mask(self) -> Tensor:
         """The additive mask (rows, 1, length, length) of a prefill: causal, without the padding."""

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from zipar.arguments import keep, real, whole
 
+NEXT = 0x9E3779B97F4A7C15
+"""What a seed grows by from one decoding to the next, where several make what it stands for."""
 COLDEST = 1e-20
 """Below this temperature decoding is greedy: logits divided by less may be more than float32 holds."""
 STRONGEST = 1_000_000

@@ -48,7 +48,7 @@ class Acceleration:
     """
 
     def __init__(self, model: Any, strategy: Strategy | str | None) -> None:
-        self._given, self._model = model, _generating(model)
+        self._given, self._model = getattr(model, "_orig_mod", model), _generating(model)
         family_of(self._model)  # raises where there is none
         self._generate = self._model.generate = _Generate(self._model, strategy_of(strategy))
 
@@ -86,12 +86,14 @@ def accelerate(model: Any, strategy: Strategy | str | None = None) -> Accelerati
     An image is wanted where Janus's ``generation_mode`` says so, and where the prompts of Emu3 and of a Chameleon
     (Lumina-mGPT, Anole) end at the first token of an image: with Emu3's ``return_for_image_generation``, or with
     Chameleon's begin-of-image and Lumina-mGPT's size. Emu3 needs no ``prefix_allowed_tokens_fn`` then, and takes the
-    documented one. ``max_new_tokens`` cuts their sequences as ever; ``max_length``, 20 more by default, does not.
+    documented one. GLM-Image writes nothing but images, of the grids that ``image_grid_thw`` tells; codes alone are
+    drawn, so that none ends early. ``max_new_tokens`` cuts their sequences as ever; ``max_length``, 20 more by default, does not.
 
     Args:
-        model: a ``JanusForConditionalGeneration``, ``Emu3ForConditionalGeneration`` or
-            ``ChameleonForConditionalGeneration``, plain or compiled, on any devices; or one of peft around it, whose
-            adapters count.
+        model: a ``JanusForConditionalGeneration``, ``Emu3ForConditionalGeneration``,
+            ``ChameleonForConditionalGeneration`` or ``GlmImageForConditionalGeneration``, plain or compiled, on any
+            devices; one of peft around it, whose adapters count; or a ``GlmImagePipeline`` of diffusers, whose
+            autoregressive stage is meant.
         strategy: the order of decoding, or its name, such as "zipar:8"; None for ``zipar.DEFAULT``.
 
     Accelerations of one model may be nested, and undone in any order. A copy of an accelerated model is accelerated
@@ -103,15 +105,19 @@ def accelerate(model: Any, strategy: Strategy | str | None = None) -> Accelerati
     Raises:
         ZipARError: a model of another class. ``model.generate`` then raises it for an argument that cannot be honoured.
     """
-    return Acceleration(getattr(model, "_orig_mod", model), strategy)
+    return Acceleration(model, strategy)
 
 
 def _generating(model: Any) -> Any:
-    """The model whose ``generate`` runs in the end: peft's wraps one, with adapters in place of its layers.
+    """The model whose ``generate`` runs in the end.
+
+    peft's wraps one, with adapters in place of its layers; a pipeline of diffusers has one beside others.
 
     Raises:
         ZipARError: peft's keeps what it learned outside, as tokens before the prompt.
     """
+    model = getattr(model, "vision_language_encoder", model)
+    model = getattr(model, "_orig_mod", model)
     if not callable(getattr(model, "get_base_model", None)):
         return model
     if getattr(model.active_peft_config, "is_prompt_learning", False):

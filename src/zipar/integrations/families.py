@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from itertools import accumulate
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +15,11 @@ from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
 from zipar.models.backbone import TransformersModel
 from zipar.models.emu3 import BEFORE_IMAGE, Emu3
+from zipar.models.glm_image import GlmImage
 from zipar.models.janus import Janus
 from zipar.models.lumina_mgpt import Anole, Chameleon, LuminaMGPT
+
+_T = TypeVar("_T")
 
 
 class Call(NamedTuple):
@@ -32,6 +36,8 @@ class Call(NamedTuple):
     """``prefix_allowed_tokens_fn``, where it was given; only families that take it find any."""
     config: GenerationConfig
     guided: bool
+    inputs: dict[str, Any]
+    """The other inputs of the model."""
 
 
 class Family(ABC):
@@ -54,13 +60,24 @@ class Family(ABC):
             ZipARError: the call asks for no image.
         """
 
-    @abstractmethod
-    def read(self, visual: Any, call: Call) -> tuple[Prefix, TokenGrid]:
-        """The prefix of a call, with the unconditional branch if it is guided, and the grid that it asks for.
+    def decoded(self, visual: Any, call: Call, decode: Callable[[Any, Prefix, TokenGrid], Tensor]) -> Tensor:
+        """All tokens that a call asks for, int64 (images, slots).
+
+        Args:
+            decode: a model, a prefix, and a grid behind it -> the tokens of that grid.
 
         Raises:
             ZipARError: the call cannot be honoured.
         """
+        return decode(visual, *self.read(visual, call))
+
+    def read(self, visual: Any, call: Call) -> tuple[Prefix, TokenGrid]:
+        """The prefix of a call, with the unconditional branch if it is guided, and the one grid that it asks for.
+
+        Raises:
+            ZipARError: the call cannot be honoured.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def write(self, visual: Any, call: Call, tokens: Tensor) -> Tensor:
@@ -173,7 +190,108 @@ class ChameleonFamily(Family):
         return {LuminaMGPT: begin[:, -3:-2].any(1) & size, Anole: begin[:, -1:].any(1)}
 
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (JanusFamily(), Emu3Family(), ChameleonFamily())}
+class GlmImageFamily(Family):
+    """Always writes images, as ``image_grid_thw`` tells: the grids that the prompts do not hold, the last one first.
+
+    From text these are a small grid and the large one, from images the large one alone. Codes alone are drawn, so that
+    no image ends early; end-of-image follows the last grid.
+    """
+
+    model_type = "glm_image"
+    arguments = frozenset({"image_grid_thw", "images_per_sample", "mm_encoder_outputs", "pixel_values"})
+
+    def wanted(self, model: Any, arguments: dict[str, Any]) -> bool:
+        return True
+
+    def visual(self, model: Any, call: Call) -> GlmImage:
+        if call.guided:
+            raise ZipARError(
+                "guidance_scale cannot be honoured: GLM-Image has no unconditional branch, so leave it out"
+            )
+        return GlmImage(model)
+
+    def decoded(self, visual: GlmImage, call: Call, decode: Callable[[Any, Prefix, TokenGrid], Tensor]) -> Tensor:
+        sizes = self._sizes(call)
+        held = [int(count) for count in ((call.input_ids == visual.end) & call.valid).sum(1)]
+        wanted = {tuple(theirs[count:][::-1]) for theirs, count in zip(sizes, held, strict=True)}
+        if len(wanted) != 1 or not (grids := [TokenGrid(*size) for size in wanted.pop()]):
+            raise ZipARError(
+                "image_grid_thw should tell of the same grids to decode for all prompts, and of one at least, behind "
+                "those of the images that a prompt holds: make it with the processor, of one size for all"
+            )
+        sources = [theirs[:count] for theirs, count in zip(sizes, held, strict=True)]
+        prefix = visual.prompt(self._ids(visual, call, sources), call.valid, sources)
+        written: list[Tensor] = []
+        for grid in grids:
+            if written:
+                prefix = visual.followed(prefix, written[-1])
+            visual = visual.of(grid)
+            written.append(decode(visual, prefix, grid))
+        return torch.cat(written, 1)
+
+    def write(self, visual: GlmImage, call: Call, tokens: Tensor) -> Tensor:
+        return _continued(call, F.pad(tokens, (0, 1), value=visual.end))
+
+    def _sizes(self, call: Call) -> list[list[tuple[int, int]]]:
+        """The rows and columns of each prompt's grids.
+
+        Raises:
+            ZipARError: they do not fit the prompts.
+        """
+        prompts, repeats = len(call.input_ids), call.config.num_return_sequences or 1
+        grids, counts = call.inputs.get("image_grid_thw"), call.inputs.get("images_per_sample")
+        if not isinstance(grids, Tensor) or grids.ndim != 2 or grids.shape[1] != 3:
+            raise ZipARError(
+                f"image_grid_thw of type {type(grids).__name__} does not tell the sizes of the grids to decode: give "
+                "the int64 tensor (grids, 3) that the processor makes"
+            )
+        held: list[list[int]] = grids.tolist()
+        each = [len(held) // repeats] * repeats if counts is None else counts.tolist()
+        fits = sum(each) == len(held) and all(frames == 1 for frames, _, _ in held)
+        if not fits or (counts is not None and len(each) != prompts):
+            raise ZipARError(
+                f"image_grid_thw of shape {tuple(grids.shape)} does not fit {prompts} prompts: give a row (1, rows, "
+                "columns) for each grid of each prompt, and in images_per_sample how many each has"
+            )
+        sizes = [(rows, columns) for _, rows, columns in held]
+        # for several images a prompt, transformers repeats each grid by itself or, before 5.24, those of a prompt
+        if all(size == sizes[i - i % repeats] for i, size in enumerate(sizes)):
+            sizes, each = sizes[::repeats], each[::repeats]
+            groups = _split(sizes, each)
+        else:
+            groups = _split(sizes, each)[::repeats]
+        if counts is None:
+            return groups * prompts
+        return [group for group in groups for _ in range(repeats)]
+
+    def _ids(self, visual: GlmImage, call: Call, sources: list[list[tuple[int, int]]]) -> Tensor:
+        """The prompts with the codes of their images in place, int64 (images, length)."""
+        ids, model = call.input_ids, visual.model
+        encoded = (call.inputs.get("mm_encoder_outputs") or {}).get("image")
+        if encoded is not None:
+            if not encoded.pooler_output:
+                raise ZipARError(
+                    f"num_return_sequences ({call.config.num_return_sequences}) cannot be honoured with images in the "
+                    "prompts, which transformers loses over it: give each prompt as often as you want images of it"
+                )
+            codes = model.get_image_tokens(encoded.pooler_output)
+        elif (pixels := call.inputs.get("pixel_values")) is not None:  # transformers before 5.24 reads them later
+            sizes = torch.tensor([[1, *size] for theirs in sources for size in theirs], device=pixels.device)
+            codes = model.get_image_tokens(torch.cat(model.get_image_features(pixels, sizes).pooler_output), sizes)
+        else:
+            return ids
+        blank = ids == model.config.image_token_id
+        if int(blank.sum()) != codes.numel():
+            raise ZipARError(
+                f"pixel_values of {codes.numel()} tokens do not fit prompts with room for {int(blank.sum())}: give "
+                "both as the processor made them"
+            )
+        return ids.masked_scatter(blank, codes.flatten().to(ids))
+
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family for family in (JanusFamily(), Emu3Family(), ChameleonFamily(), GlmImageFamily())
+}
 
 
 def family_of(model: PreTrainedModel) -> Family:
@@ -268,6 +386,12 @@ def _check_constraint(
                 f"columns) has at token {slot}, or allows more: leave it out, or make it as transformers documents it "
                 "for Emu3, with the size that the prompts name"
             )
+
+
+def _split(items: list[_T], counts: list[int]) -> list[list[_T]]:
+    """``items`` in groups, as many in each as ``counts`` tell."""
+    ends = list(accumulate(counts))
+    return [items[end - count : end] for end, count in zip(ends, counts, strict=True)]
 
 
 def _continued(call: Call, ids: Tensor) -> Tensor:

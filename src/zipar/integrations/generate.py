@@ -1,5 +1,6 @@
 """Image decoding behind ``generate`` of transformers, as a callable for its ``custom_generate``."""
 
+from itertools import count
 from typing import Any
 
 import torch
@@ -19,12 +20,15 @@ from transformers import (
 )
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from zipar.decoding.decodable import Prefix
 from zipar.decoding.engine import decode
 from zipar.decoding.names import strategy_of
-from zipar.decoding.sampling import Sampling
+from zipar.decoding.sampling import NEXT, Sampling
 from zipar.decoding.strategy import Strategy
 from zipar.errors import ZipARError
+from zipar.grid import TokenGrid
 from zipar.integrations.families import Call, Family, family_of
+from zipar.models.backbone import TransformersModel
 
 _HONOURED = {
     *("bos_token_id", "do_sample", "eos_token_id", "guidance_scale", "num_return_sequences", "pad_token_id"),
@@ -94,15 +98,21 @@ def generate(
     valid = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
     if not bool(valid[:, -1].all()):
         raise ZipARError("attention_mask has padding after the tokens of a prompt: pad on the left")
-    call = Call(input_ids, valid, *_negative(processors), constraints, generation_config, sampling.guided)
-    images = len(input_ids)
-    seeds = torch.randint(2**63 - 1, (images,)).tolist() if generation_config.do_sample else [0] * images
+    call = Call(input_ids, valid, *_negative(processors), constraints, generation_config, sampling.guided, model_kwargs)
+    _bring_back(model)
     visual = family.visual(model, call)
-    with torch.inference_mode(), torch.autocast(visual.device.type, enabled=False):
-        prefix, grid = family.read(visual, call)
-        visual.fitting(prefix, grid)
     graphs = not generation_config.disable_compile and visual.capturable()
-    tokens = decode(visual, prefix, grid, strategy, sampling, seeds, cuda_graphs=graphs).tokens
+    images, number = len(input_ids), count()
+    seeds = torch.randint(2**63 - 1, (images,)).tolist() if generation_config.do_sample else [0] * images
+
+    def decoded(visual: TransformersModel, prefix: Prefix, grid: TokenGrid) -> Tensor:
+        visual.fitting(prefix, grid)
+        further = next(number) * NEXT
+        theirs = [seed + further for seed in seeds]
+        return decode(visual, prefix, grid, strategy, sampling, theirs, cuda_graphs=graphs).tokens
+
+    with torch.inference_mode(), torch.autocast(visual.device.type, enabled=False):
+        tokens = family.decoded(visual, call, decoded)
     # cloned: autograd refuses tensors made in inference mode, and the caller may not be in it
     sequences = family.write(visual, call, tokens.clone()).to(input_ids)
     if generation_config.return_dict_in_generate:
@@ -116,6 +126,13 @@ def refusal(name: str, value: Any) -> ZipARError:
         f"{name} ({value}) cannot be honoured where zipar decodes an image: leave it out, "
         "or let the model's own generate do it"
     )
+
+
+def _bring_back(model: Any) -> None:
+    """Have a model that accelerate keeps elsewhere between calls, as diffusers offloads it, where it runs."""
+    hook = getattr(model, "_hf_hook", None)
+    if hasattr(hook, "prev_module_hook"):  # of accelerate's hooks, the one that moves the whole model
+        hook.pre_forward(model)
 
 
 def _sampling(config: GenerationConfig, guidance_scale: float) -> Sampling:
@@ -167,7 +184,7 @@ def _check_inputs(model: Any, family: Family, input_ids: Tensor, inputs: dict[st
         usual = model._prepare_position_ids_for_generation(input_ids, {"attention_mask": mask})
         if positions.shape[-1] != usual.shape[-1] or bool((positions != usual).any()):
             raise refusal("position_ids", "other than those that the attention mask tells")
-    if inputs.get("mm_encoder_outputs"):
+    if inputs.get("mm_encoder_outputs") and "mm_encoder_outputs" not in family.arguments:
         raise refusal("pixel_values", "an image to read")
     prepared = {
         *("attention_mask", "cache", "logits_to_keep", "mm_encoder_outputs", "past_key_values", "position_ids"),

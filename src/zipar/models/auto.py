@@ -14,14 +14,18 @@ from zipar.models.clips import Clips
 from zipar.models.commavq import CommaVQ
 from zipar.models.cosmos import Cosmos
 from zipar.models.emu3 import Emu3
+from zipar.models.glm_image import GlmImage
 from zipar.models.janus import Janus
 from zipar.models.llamagen import LlamaGen
 from zipar.models.lumina_mgpt import Anole, LuminaMGPT
 from zipar.models.packing import pack
 
 FAMILIES: dict[str, type[VisualModel]] = {
-    model.family: model for model in (LlamaGen, Janus, Emu3, LuminaMGPT, Anole, Clips, CommaVQ, Cosmos)
+    model.family: model for model in (LlamaGen, Janus, Emu3, LuminaMGPT, Anole, GlmImage, Clips, CommaVQ, Cosmos)
 }
+
+_PIPELINE = "model_index.json"
+"""What diffusers has in place of a ``config.json``."""
 
 
 def load(
@@ -78,7 +82,7 @@ def outline(name: str | Path) -> VisualModel:
         ZipARError: there is no such checkpoint, it is damaged, or its family is not supported.
     """
     directory = find(name)
-    return family(directory).outline(directory)
+    return family(directory).outline(_decoder(directory))
 
 
 def family(directory: Path) -> type[VisualModel]:
@@ -87,7 +91,7 @@ def family(directory: Path) -> type[VisualModel]:
     Raises:
         ZipARError: it is no checkpoint, or its family is not supported.
     """
-    kind = read_config(directory).get("model_type")
+    kind = read_config(_decoder(directory)).get("model_type")
     if kind == "chameleon":
         raise ZipARError(
             f"{directory} holds a Chameleon without its image decoder: `zipar convert lumina-mgpt` and "
@@ -104,8 +108,13 @@ def family(directory: Path) -> type[VisualModel]:
     return FAMILIES[kind]
 
 
+def _decoder(directory: Path) -> Path:
+    """Where the model that writes tokens is: in a part of it, if it is a pipeline of diffusers."""
+    return directory / "vision_language_encoder" if (directory / _PIPELINE).exists() else directory
+
+
 def find(name: str | Path) -> Path:
-    """The directory of a checkpoint; one that is only on the hub is downloaded first.
+    """The directory of a checkpoint; one that is only on the hub is downloaded first, of diffusers' the configs alone.
 
     An embedded name wins over a directory of that name here: that is ``./emoji``, or a ``Path``.
 
@@ -125,6 +134,9 @@ def find(name: str | Path) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     try:
+        configs = Path(snapshot_download(str(name), allow_patterns=["*.json"]))
+        if (configs / _PIPELINE).exists():
+            return configs
         patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
         return Path(snapshot_download(str(name), allow_patterns=patterns))
     except HFValidationError as error:

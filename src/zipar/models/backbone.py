@@ -126,13 +126,20 @@ class TransformersModel(VisualModel):
 
     def prefill(self, prefix: Prefix, cache: SlotCache, mask: Tensor) -> Tensor:
         self._take_up()
-        positions = (prefix.valid.long().cumsum(1) - 1).clamp(min=0)
+        if prefix.positions is None:
+            positions = (prefix.valid.long().cumsum(1) - 1).clamp(min=0)
+        else:
+            positions = prefix.positions.movedim(-1, 0)
         logits = self.logits(self._run(prefix.embeddings, positions, cache, mask)[:, -1:])
         return logits.to(prefix.embeddings.device)  # a device map may have them elsewhere
 
     def step(self, tokens: Tensor, slots: Tensor, lengths: Tensor, cache: SlotCache, mask: Tensor) -> Tensor:
-        logits = self.logits(self._run(self.embed(tokens), lengths[:, None] + slots, cache, mask))
+        logits = self.logits(self._run(self.embed(tokens), self.positions_of(slots, lengths), cache, mask))
         return logits.to(tokens.device)
+
+    def positions_of(self, slots: Tensor, lengths: Tensor) -> Tensor:
+        """Where slots are, int64 (rows, queries) or (axes, rows, queries); ``lengths`` as a prefix tells them."""
+        return lengths[:, None] + slots
 
     def _take_up(self) -> None:
         """Follow what the user did with the model and its weights.

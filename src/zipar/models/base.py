@@ -94,6 +94,14 @@ class VisualModel(ABC, nn.Module):
             ZipARError: the model makes no images of that size.
         """
 
+    def grids(self, height: int, width: int) -> list[TokenGrid]:
+        """All grids that are decoded for such an image, its own last.
+
+        Raises:
+            ZipARError: the model makes no images of that size.
+        """
+        return [self.grid(height, width)]
+
     @abstractmethod
     def prefix(
         self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, guided: bool, grid: TokenGrid
