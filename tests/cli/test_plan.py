@@ -3,6 +3,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from transformers import GlmImageConfig
 
 
 def test_table_and_wave(zipar, text_model, plain):
@@ -35,6 +36,24 @@ def test_a_lookahead_gives_bounds(zipar, text_model, plain):
     assert "zipar:2:4 " in plain(out)
     assert " to 28 " in plain(out)
     assert "depend on the image" in out
+
+
+@pytest.mark.parametrize(
+    ("size", "passes"), [("1024x1024", [1280, 448]), ("2048x2048", [4352, 768]), ("1152x768", [1111, 482])]
+)
+def test_small_grids_that_come_first_count(zipar, tmp_path, size, passes):
+    config = GlmImageConfig(text_config={"num_hidden_layers": 1}, vision_config={"depth": 1})
+    config.save_pretrained(tmp_path / "vision_language_encoder")
+    (tmp_path / "model_index.json").write_text("{}")
+    code, out, err = zipar("plan", "--model", tmp_path, "--window", 8, "--size", size, "--json")
+    assert (code, err) == (0, "")
+    plan = json.loads(out)
+    assert [row["forward_passes"] for row in plan["strategies"]][:2] == passes
+    assert sum(each["tokens"] for each in plan["decodings"]) == passes[0]
+    code, out, err = zipar("plan", "--model", tmp_path, "--window", 8, "--size", size)
+    assert (code, err) == (0, "")
+    assert f" x {plan['grid']['columns']} tokens" in out.splitlines()[0]
+    assert " and " in out.splitlines()[0]
 
 
 @pytest.mark.parametrize(

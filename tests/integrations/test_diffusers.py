@@ -11,6 +11,7 @@ from transformers import ByT5Tokenizer, GlmImageForConditionalGeneration, GlmIma
 import zipar
 from zipar import Raster, ZipAR
 from zipar.integrations.generate import decode as engine
+from zipar.models import auto
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -104,7 +105,7 @@ def test_several_prompts_in_fewer_passes(pipe, passes):
 
 
 def test_the_stages_directory_is_planned(directory):
-    grids = zipar.models.auto.outline(directory).grids(1024, 1024)
+    grids = auto.outline(directory).grids(1024, 1024)
     assert [(grid.rows, grid.columns) for grid in grids] == [(16, 16), (32, 32)]
 
 

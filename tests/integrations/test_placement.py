@@ -53,7 +53,8 @@ def test_a_compiled_decoder(case):
     expected = case.images(model)
     setattr(holder, name, torch.compile(decoder, backend="eager"))
     assert case.images(model).equal(expected)
-    assert 1 <= torch._dynamo.utils.counters["frames"]["ok"] <= 3  # the prefill, passes of one query, of several
+    grids = 2 if case.family == "glm_image" else 1
+    assert 1 <= torch._dynamo.utils.counters["frames"]["ok"] <= 3 * grids  # a prefill, passes of one query, of several
 
 
 PROCESS = """

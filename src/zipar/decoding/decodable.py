@@ -57,14 +57,17 @@ class Prefix(NamedTuple):
     def joined(cls, alone: Sequence["Prefix"]) -> "Prefix":
         """The inverse of ``of``: from those of single images."""
         length = max(part.valid.shape[1] for part in alone)
-        padding = [length - part.valid.shape[1] for part in alone]
-        embeddings = [F.pad(part.embeddings, (0, 0, more, 0)) for part, more in zip(alone, padding, strict=True)]
-        valid = [F.pad(part.valid, (more, 0)) for part, more in zip(alone, padding, strict=True)]
-        given = [part.given for part in alone if part.given is not None]
-        places = [(part.positions, more) for part, more in zip(alone, padding, strict=True)]
-        positions = [F.pad(place, (0, 0, more, 0)) for place, more in places if place is not None]
-        parts = (embeddings, valid, given, positions)
-        return cls(*(torch.stack(part).transpose(0, 1).flatten(0, 1) if part else None for part in parts))
+        padded = [(part, length - part.valid.shape[1]) for part in alone]
+        embeddings = [F.pad(part.embeddings, (0, 0, more, 0)) for part, more in padded]
+        valid = [F.pad(part.valid, (more, 0)) for part, more in padded]
+        given = [part.given for part, _ in padded if part.given is not None]
+        positions = [F.pad(part.positions, (0, 0, more, 0)) for part, more in padded if part.positions is not None]
+
+        def together(parts: list[Tensor]) -> Tensor:
+            return torch.stack(parts).transpose(0, 1).flatten(0, 1)
+
+        optional = (together(parts) if parts else None for parts in (given, positions))
+        return cls(together(embeddings), together(valid), *optional)
 
     def mask(self) -> Tensor:
         """The additive mask (rows, 1, length, length) of a prefill: causal, without the padding."""

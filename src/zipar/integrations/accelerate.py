@@ -86,8 +86,9 @@ def accelerate(model: Any, strategy: Strategy | str | None = None) -> Accelerati
     An image is wanted where Janus's ``generation_mode`` says so, and where the prompts of Emu3 and of a Chameleon
     (Lumina-mGPT, Anole) end at the first token of an image: with Emu3's ``return_for_image_generation``, or with
     Chameleon's begin-of-image and Lumina-mGPT's size. Emu3 needs no ``prefix_allowed_tokens_fn`` then, and takes the
-    documented one. GLM-Image writes nothing but images, of the grids that ``image_grid_thw`` tells; codes alone are
-    drawn, so that none ends early. ``max_new_tokens`` cuts their sequences as ever; ``max_length``, 20 more by default, does not.
+    documented one. GLM-Image always writes an image, of the grids that ``image_grid_thw`` tells; codes alone are
+    drawn, so that none ends early. ``max_new_tokens`` cuts their sequences as ever; ``max_length``, 20 more by
+    default, does not.
 
     Args:
         model: a ``JanusForConditionalGeneration``, ``Emu3ForConditionalGeneration``,

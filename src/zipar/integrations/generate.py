@@ -130,7 +130,7 @@ def refusal(name: str, value: Any) -> ZipARError:
 
 def _bring_back(model: Any) -> None:
     """Have a model that accelerate keeps elsewhere between calls, as diffusers offloads it, where it runs."""
-    hook = getattr(model, "_hf_hook", None)
+    hook: Any = getattr(model, "_hf_hook", None)
     if hasattr(hook, "prev_module_hook"):  # of accelerate's hooks, the one that moves the whole model
         hook.pre_forward(model)
 

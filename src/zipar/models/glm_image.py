@@ -40,6 +40,7 @@ class GlmImage(TransformersModel):
 
     family = "glm_image"
     network = GlmImageForConditionalGeneration
+    model: Any
     image_size = (1152, 768)
 
     def __init__(self, model: Any, columns: int = SMALL_SIDE) -> None:
@@ -72,13 +73,13 @@ class GlmImage(TransformersModel):
                 f"{TOKEN_SIDE}, such as 512x512, 1024x1024, 1152x768 or 2048x2048"
             )
         ratio = height / width
-        small = [int(math.sqrt(part) * SMALL_SIDE) for part in (ratio, 1 / ratio)]
-        if min(small) < 1:
+        rows, columns = (int(math.sqrt(part) * SMALL_SIDE) for part in (ratio, 1 / ratio))
+        if min(rows, columns) < 1:
             raise ZipARError(
                 f"GLM-Image makes no images of {height}x{width} pixels (height x width): no side may be more than "
                 f"{SMALL_SIDE**2} times the other"
             )
-        return [TokenGrid(*small), TokenGrid(height // TOKEN_SIDE, width // TOKEN_SIDE)]
+        return [TokenGrid(rows, columns), TokenGrid(height // TOKEN_SIDE, width // TOKEN_SIDE)]
 
     def prefix(
         self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, guided: bool, grid: TokenGrid
