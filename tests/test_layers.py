@@ -59,3 +59,7 @@ def test_models_know_no_strategy():
     for above, below in arrows():
         if piece(above) == "models":
             assert not any(f"{below}.".startswith(f"{strategy}.") for strategy in STRATEGIES), f"{above} -> {below}"
+
+
+def test_no_module_needs_diffusers():
+    assert not any(below.split(".")[0] == "diffusers" for _, below in arrows())
