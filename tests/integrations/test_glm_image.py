@@ -223,7 +223,7 @@ def test_several_images_of_images_where_transformers_can(model, pictured):
 
 
 def test_grids_repeated_as_older_versions_do(model, inputs, monkeypatch):
-    """Before 5.24, transformers repeats those of a prompt together."""
+    """Those of a prompt together."""
     kind, expand = GlmImageForConditionalGeneration, GlmImageForConditionalGeneration._expand_inputs_for_generation
 
     def expanded(self, image_grid_thw, **settings):

@@ -254,7 +254,7 @@ class GlmImageFamily(Family):
                 "columns) for each grid of each prompt, and in images_per_sample how many each has"
             )
         sizes = [(rows, columns) for _, rows, columns in held]
-        # for several images a prompt, transformers repeats each grid by itself or, before 5.24, those of a prompt
+        # for several images a prompt, transformers repeats each grid by itself or, in older versions, those of a prompt
         if all(size == sizes[i - i % repeats] for i, size in enumerate(sizes)):
             sizes, each = sizes[::repeats], each[::repeats]
             groups = _split(sizes, each)
@@ -275,7 +275,7 @@ class GlmImageFamily(Family):
                     "prompts, which transformers loses over it: give each prompt as often as you want images of it"
                 )
             codes = model.get_image_tokens(encoded.pooler_output)
-        elif (pixels := call.inputs.get("pixel_values")) is not None:  # transformers before 5.24 reads them later
+        elif (pixels := call.inputs.get("pixel_values")) is not None:  # older versions read them later
             sizes = torch.tensor([[1, *size] for theirs in sources for size in theirs], device=pixels.device)
             codes = model.get_image_tokens(torch.cat(model.get_image_features(pixels, sizes).pooler_output), sizes)
         else:
