@@ -42,7 +42,7 @@ def barless() -> list[Scene]:
 
 def all_patches(painter: Painter) -> Tensor:
     """Every patch that occurs, once: float32 (patches, 3 * 8 * 8)."""
-    phases = list(itertools.product((PATCH, PATCH + scenes.STEP), repeat=2))
+    phases = list(itertools.product(range(PATCH, 2 * PATCH, scenes.STEP), repeat=2))
     frames = [painter.frame(scene, place) for scene in barless() for place in phases]
     bar = np.full((1, PATCH, PATCH, 3), scenes.BAR, np.uint8)
     return torch.cat([kmeans.patches(np.stack(frames), PATCH).flatten(0, 1), kmeans.patches(bar, PATCH)[0]]).unique(

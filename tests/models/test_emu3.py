@@ -293,7 +293,7 @@ def test_pipeline_from_a_directory(checkpoint):
 
 def test_prompts_end_with_rows_and_columns(model):
     prefix = model.prefix(["fox"], ["blurry"], True, model.grid(12, 6))
-    for text, row, valid in zip(["fox" + POSITIVE_PROMPT, "blurry"], *prefix, strict=True):
+    for text, row, valid in zip(["fox" + POSITIVE_PROMPT, "blurry"], prefix.embeddings, prefix.valid, strict=True):
         words = f"<|extra_203|>{text}<|image start|>6*3<|image token|>"
         ids = torch.tensor(model.processor.tokenizer([words])["input_ids"])
         assert row[valid].equal(model.prompt(ids, torch.ones_like(ids)).embeddings[0])

@@ -49,13 +49,13 @@ def artwork(module):
 
 @pytest.fixture
 def script(module, monkeypatch, artwork, tmp_path):
-    """Runs a script of recipes/clips in a world of one object and one background, with a vocabulary of 32 tokens."""
+    """Runs a script of recipes/clips in a world of one object and one background, with a vocabulary of 16 tokens."""
     monkeypatch.setattr(module("emoji.artwork"), "load", lambda folder: artwork)
     scenes, image_tokenizer = module("clips.scenes"), module("clips.image_tokenizer")
     monkeypatch.setattr(scenes, "BACKGROUNDS", ["white"])
     monkeypatch.setitem(scenes.ATTRIBUTES, "object", ["car"])
     monkeypatch.setitem(scenes.ATTRIBUTES, "background", ["white"])
-    monkeypatch.setattr(image_tokenizer, "CONFIG", replace(image_tokenizer.CONFIG, codebook_size=32, channels=8))
+    monkeypatch.setattr(image_tokenizer, "CONFIG", replace(image_tokenizer.CONFIG, codebook_size=16, channels=8))
     monkeypatch.setattr(image_tokenizer, "HELD_OUT", 1)
     monkeypatch.setattr(module("clips.decoder"), "HELD_OUT", 1)
     judge = module("clips.judge")
@@ -121,7 +121,7 @@ def test_prompts_mean_what_is_to_be_seen(scenes, module):
 
 def test_what_a_clip_shows(scenes, artwork):
     painter = scenes.Painter(artwork)
-    still = scenes.Scene("fox", "small", "blue", "right", "medium", "bar", (0, 8), 2)
+    still = scenes.Scene("fox", "small", "blue", "right", "slow", "bar", (0, 8), 2)
     clip = painter.render(still)
     assert clip.shape == (8, 64, 64, 3)
     assert clip.dtype == np.uint8
@@ -145,7 +145,9 @@ def test_from_scenes_to_a_checkpoint(script, scenes, module, tmp_path, capsys):
     for name in ("image_encoder: continuing at step 2", "decoder: continuing at step 4", "decoder_own: continuing"):
         assert name in told
     tokens = module("clips.image_tokenizer").Tokens.load(tmp_path)
-    scene = scenes.Scene("car", "large", "white", "up", "slow", "bar", (0, 4), 5)
+    scene = scenes.Scene("car", "large", "white", "up", "slow", "bar", (0, 8), 5)
+    known = tokens.frames["car large white"]
+    known.copy_(torch.arange(len(known))[:, None, None])  # a number for each place of the emoji
     clip = tokens.clip(scene).view(8, 8, 8)
     assert (clip[:, :, 5] == tokens.bar).all()
     assert torch.equal(clip[0], clip[2])  # up, and back again

@@ -10,6 +10,7 @@ import typer
 
 from zipar.cli import options, outputs
 from zipar.errors import ZipARError
+from zipar.pretrained import directory as embedded
 
 
 class StrategyName(str, Enum):
@@ -115,6 +116,11 @@ def generate(
     """
     for path, suffix in ((tokens, ".npy"), (stats, ".json"), (animate, ".gif")):
         outputs.check(path, suffix)
+
+    if output is not None and embedded(model) and output.suffix.lower() not in outputs.FILMS:
+        outputs.check(output, *outputs.PICTURES)
+    if not prompts and embedded(model):
+        raise ZipARError("the prompt is empty: say what to paint")
 
     from zipar.cli import drawing, session
     from zipar.cli.progress import bars, spinner

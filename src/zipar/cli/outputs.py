@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from zipar.videos import Video
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+FILMS = (".mp4", ".gif")
+"""What clips may be written to, besides."""
 
 
 def check(path: Path | None, *suffixes: str) -> None:
