@@ -263,7 +263,7 @@ def test_sampling_follows_torchs_global_seed(model, inputs):
         ({"prefix_allowed_tokens_fn": lambda *_: [1]}, "prefix_allowed_tokens_fn .* cannot be honoured"),
         ({"image_grid_thw": torch.tensor([[1, 30, 30], [1, 3, 4]] * 2)}, "leaves no room for an image of 900"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else ", ".join(value),
 )
 def test_what_cannot_be_honoured_is_named(model, inputs, others, message):
     with zipar.accelerate(model), pytest.raises(ZipARError, match=message):
