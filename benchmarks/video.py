@@ -1,6 +1,6 @@
-"""What strategies do to the clips of the embedded model, and what they cost: writes docs/video.md.
+"""What strategies do to the clips of the model that recipes/clips makes, and what they cost: writes docs/video.md.
 
-    python benchmarks/video.py --clips 500
+    python benchmarks/video.py --model OUT --clips 500
 
 Scenes are drawn by the recipe of the model, so what is right is known: from two given frames exactly one continuation
 is. It fetches the emoji pictures once (needs ``npm``). Finished batches and timings stay in ``--output``: a run that
@@ -232,7 +232,7 @@ def projections() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="clips")
+    parser.add_argument("--model", type=Path, required=True, help="what clips.export wrote")
     parser.add_argument("--clips", type=int, default=500)
     parser.add_argument("--batch", type=int, default=25)
     parser.add_argument("--long", type=int, default=100, help="clips that go on past the context")
