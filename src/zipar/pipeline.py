@@ -17,7 +17,7 @@ from torch import Tensor
 from zipar.arguments import flag, function, instance, listed, refusal, shown, text, whole
 from zipar.checkpoints.tuned import tuned
 from zipar.decoding.decodable import Prefix
-from zipar.decoding.engine import Decoded, Progress, decode
+from zipar.decoding.engine import Progress, decode
 from zipar.decoding.names import strategy_of
 from zipar.decoding.sampling import NEXT, Sampling
 from zipar.decoding.strategy import Strategy
@@ -61,7 +61,7 @@ class PipelineOutput:
     """What a pipeline call returns."""
 
     images: list[Image.Image]
-    """None for models of clips."""
+    """Empty for models of clips."""
     tokens: np.ndarray
     """int32 (images, rows, columns) codebook indices; (clips, frames, rows, columns) for clips."""
     born: np.ndarray
@@ -256,25 +256,22 @@ class Pipeline:
             opening = {} if given is None else {"given": given[part]}
             return self.model.prefix(call.prompts[part], negatives and negatives[part], guided, grid, **opening)
 
-        images = len(call.seeds)
-        everything = slice(0, images)
         if call.deterministic:
-            prefixes = Prefix.joined([prefix(slice(i, i + 1)) for i in range(images)])
+            prefixes = Prefix.joined([prefix(slice(i, i + 1)) for i in range(len(call.seeds))])
         else:
-            prefixes = prefix(everything)
+            prefixes = prefix(slice(None))
         encoding = time.perf_counter() - started
-        decoded: Decoded = decode(
+        decoded = decode(
             *(self.model, prefixes, grid, call.strategy, call.sampling, [seed + number * NEXT for seed in call.seeds]),
             call.told,
             deterministic=call.deterministic,
             cuda_graphs=self.cuda_graphs and self.model.capturable(),
         )
-        born, codes = grid.pick(decoded.born) + call.passes, self.model.codes(grid.pick(decoded.tokens))
-        if isinstance(self.model, VideoModel) and grid.frames == 1:
-            born, codes = born[:, None], codes[:, None]
+        born = self.model.pick(decoded.born, grid) + call.passes
+        codes = self.model.codes(self.model.pick(decoded.tokens, grid))
         started = time.perf_counter()
         parts = codes.split(1) if call.deterministic else [codes]
-        pixels = torch.cat([self.model.pixels(part) for part in parts]).cpu()
+        pixels = torch.cat([self.model.pixels(part).cpu() for part in parts])
         call.costs.append(
             DecodingStats(
                 forward_passes=decoded.forward_passes,

@@ -9,6 +9,7 @@ from transformers import (
 
 import zipar
 from zipar import ZipAR
+from zipar.decoding.engine import decode as engine
 
 KINDS = {
     "janus": JanusForConditionalGeneration,
@@ -76,6 +77,20 @@ class Case:
         mapping = getattr(self.plain.model, "vocabulary_mapping", None)
         codes = {"janus": 50, "glm_image": 64}.get(self.family, 0)
         return torch.isin(sequences, torch.tensor(range(codes) if mapping is None else mapping.image_tokens))
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Forward passes of each decoding."""
+    taken = []
+
+    def decode(*args, **settings):
+        found = engine(*args, **settings)
+        taken.append(found.forward_passes)
+        return found
+
+    monkeypatch.setattr("zipar.integrations.generate.decode", decode)
+    return taken
 
 
 @pytest.fixture(scope="module", params=KINDS)

@@ -7,7 +7,6 @@ from transformers import ByT5Tokenizer, GlmImageForConditionalGeneration, GlmIma
 
 import zipar
 from zipar import Raster, ZipAR
-from zipar.integrations.generate import decode as engine
 from zipar.models import auto
 
 diffusers = pytest.importorskip("diffusers")
@@ -61,20 +60,6 @@ def pipe(directory):
     loaded = diffusers.GlmImagePipeline.from_pretrained(directory)
     loaded.set_progress_bar_config(disable=True)
     return loaded
-
-
-@pytest.fixture
-def passes(monkeypatch):
-    """Forward passes of each decoding."""
-    taken = []
-
-    def decode(*args, **settings):
-        found = engine(*args, **settings)
-        taken.append(found.forward_passes)
-        return found
-
-    monkeypatch.setattr("zipar.integrations.generate.decode", decode)
-    return taken
 
 
 def painted(pipe, prompt='a "red" fox'):

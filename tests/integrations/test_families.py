@@ -17,7 +17,6 @@ from transformers import (
 import zipar
 from zipar import Raster, Sampling, ZipAR, ZipARError
 from zipar.decoding.engine import decode
-from zipar.integrations.generate import decode as engine
 from zipar.models.lumina_mgpt import Anole, LuminaMGPT
 
 ROWS, COLUMNS = 3, 5
@@ -37,20 +36,6 @@ def emu3(emu3_directories):
 @pytest.fixture(scope="module")
 def chameleon(lumina_models):
     return ChameleonForConditionalGeneration.from_pretrained(lumina_models("7b") / "decoder")
-
-
-@pytest.fixture
-def passes(monkeypatch):
-    """Forward passes of each decoding."""
-    taken = []
-
-    def decode(*args, **settings):
-        found = engine(*args, **settings)
-        taken.append(found.forward_passes)
-        return found
-
-    monkeypatch.setattr("zipar.integrations.generate.decode", decode)
-    return taken
 
 
 def constraint(model, processor, height=ROWS, width=COLUMNS):

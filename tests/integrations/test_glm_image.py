@@ -20,7 +20,6 @@ from transformers import (
 import zipar
 from zipar import CoupledJacobi, Raster, ZipAR, ZipARError
 from zipar.decoding.sampling import NEXT, gumbel
-from zipar.integrations.generate import decode as engine
 
 CODES, END = 64, 65
 LARGE, SMALL = (4, 5), (3, 4)
@@ -36,20 +35,6 @@ def processor(glm_directory):
 @pytest.fixture(scope="module")
 def model(glm_directory):
     return GlmImageForConditionalGeneration.from_pretrained(glm_directory / "vision_language_encoder")
-
-
-@pytest.fixture
-def passes(monkeypatch):
-    """Forward passes of each decoding."""
-    taken = []
-
-    def decode(*args, **settings):
-        found = engine(*args, **settings)
-        taken.append(found.forward_passes)
-        return found
-
-    monkeypatch.setattr("zipar.integrations.generate.decode", decode)
-    return taken
 
 
 def asked(processor, images=None, texts=("a red fox in the snow", "bird")):

@@ -45,8 +45,10 @@ class Wave(Schedule):
         behind = grid.frame_stride - grid.rows * grid.row_stride + grid.row_stride - grid.columns
         self.overlapping = _overlapping(self.follows, self.distance, grid)
         together = started * min(reach, grid.columns) + 1 + behind
-        if self.overlapping > 1:
-            together += behind  # what is before a frame that starts early is fed with its first token
+        # what is before a frame that starts early is fed with its first token; else it is when the row before it ends
+        self.leads = self.overlapping > 1 and behind > 1
+        if self.leads:
+            together += behind
         super().__init__(min(together * self.overlapping, grid.slots), rows, device)
         self.number = number = torch.arange(grid.frames * grid.rows, device=device)
         self.column = torch.arange(grid.columns, device=device)
@@ -81,7 +83,9 @@ class Wave(Schedule):
         nowhere = self.grid.slots
         is_target = torch.zeros(len(wanted), nowhere + 1, dtype=torch.bool, device=wanted.device)
         is_target[:, self.slots.flatten()] = wanted.flatten(1)
-        fed = is_target.roll(-1, 1) | (self.places.known & is_target[:, self.places.next_free])
+        fed = is_target.roll(-1, 1)
+        if self.leads:
+            fed |= self.places.known & is_target[:, self.places.next_free]
         fed |= F.pad(self.closing, (0, 1))[:, self.ends_row]
         fed[:, self.places.last :] = False
         idle = nowhere - 1

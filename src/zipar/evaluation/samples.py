@@ -109,9 +109,7 @@ class Study:
         graphs = self.cuda_graphs and model.capturable()
         seeds = range(seed, seed + count)
         decoded = decode(model, prefix, grid, strategy, self.sampling, seeds, callback, cuda_graphs=graphs)
-        codes = model.codes(grid.pick(decoded.tokens))
-        if isinstance(model, VideoModel) and grid.frames == 1:
-            codes = codes[:, None]
+        codes = model.codes(model.pick(decoded.tokens, grid))
         images = model.pixels(codes).cpu().numpy()
         seconds = time.perf_counter() - started
         found = likelihood(model, prefix, grid, decoded.tokens, self.sampling)

@@ -208,9 +208,13 @@ class VisualModel(ABC, nn.Module):
     def pixels(self, tokens: Tensor) -> Tensor:
         """Codebook indices (images, rows, columns) -> uint8 pixels (images, height, width, 3)."""
 
-    @abstractmethod
     def codes(self, tokens: Tensor) -> Tensor:
         """Tokens as the sequence holds them -> codebook indices, both int64 of one shape."""
+        return tokens
+
+    def pick(self, sequences: Tensor, grid: TokenGrid) -> Tensor:
+        """What sequences (images, slots) hold of pictures: (images, rows, columns); of clips with a frames axis."""
+        return grid.pick(sequences)
 
     def examples(self, count: int) -> list[str]:
         """Prompts to try the model with, always the same ones."""
@@ -261,6 +265,9 @@ class VideoModel(VisualModel):
 
     def grid(self, height: int, width: int) -> TokenGrid:
         return self.clip(height, width, self.frames)
+
+    def pick(self, sequences: Tensor, grid: TokenGrid) -> Tensor:
+        return grid.pick(sequences).view(len(sequences), grid.frames, grid.rows, grid.columns)
 
     def decodings(self, height: int, width: int, frames: int, given: int = 0) -> list[TokenGrid]:
         """The grids of the decodings that a clip takes: one, and more where it goes on past the model's context.

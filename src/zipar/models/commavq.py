@@ -152,9 +152,6 @@ class CommaVQ(VideoModel):
     def exact(self) -> list[nn.Module]:
         return [self.image_tokenizer]
 
-    def codes(self, tokens: Tensor) -> Tensor:
-        return tokens
-
     def read(self, pixels: Tensor) -> Tensor:
         if pixels.dtype != torch.uint8 or pixels.ndim != 5 or tuple(pixels.shape[2:]) != (*self.image_size, 3):
             raise ZipARError(

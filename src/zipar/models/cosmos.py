@@ -161,9 +161,6 @@ class Cosmos(VideoModel):
     def exact(self) -> list[nn.Module]:
         return [self.image_tokenizer]
 
-    def codes(self, tokens: Tensor) -> Tensor:
-        return tokens
-
     def read(self, pixels: Tensor) -> Tensor:
         time, frames = self.image_tokenizer.config.time, pixels.shape[1]
         if (frames - 1) % time:

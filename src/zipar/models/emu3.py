@@ -159,9 +159,6 @@ class Emu3(TransformersModel):
     def exact(self) -> list[nn.Module]:
         return [self.model.model.vqmodel]
 
-    def codes(self, tokens: Tensor) -> Tensor:
-        return tokens
-
     def pixels(self, tokens: Tensor) -> Tensor:
         vision = self.model.model.vqmodel
         # one at a time, for the image tokenizer decodes each as a video of several frames

@@ -124,9 +124,6 @@ class GlmImage(TransformersModel):
     def logits(self, hidden: Tensor) -> Tensor:
         return self.head(hidden)
 
-    def codes(self, tokens: Tensor) -> Tensor:
-        return tokens
-
     def pixels(self, tokens: Tensor) -> Tensor:
         raise ZipARError(UNSUPPORTED)
 

@@ -115,9 +115,6 @@ class Janus(TransformersModel):
     def logits(self, hidden: Tensor) -> Tensor:
         return self.running(self.model.model.generation_head)(hidden).float()
 
-    def codes(self, tokens: Tensor) -> Tensor:
-        return tokens
-
     def pixels(self, tokens: Tensor) -> Tensor:
         pixels = self.model.decode_image_tokens(tokens.flatten(1)).float()
         normalised = None if self.processor is None else self.processor.image_processor

@@ -223,9 +223,6 @@ class LlamaGen(VisualModel):
     def exact(self) -> list[nn.Module]:
         return [self.image_tokenizer]
 
-    def codes(self, tokens: Tensor) -> Tensor:
-        return tokens
-
     def examples(self, count: int) -> list[str]:
         if self.vocabulary is not None:
             return [self.vocabulary.sample(i) for i in range(count)]
