@@ -62,13 +62,13 @@ def brute_force(model, prefixes, grid, sampling, seed, window, row_0_first, fram
         given: tokens of all slots of given frames.
 
     Returns:
-        Tokens and births by slot, and the number of passes.
+        Tokens, births and log-probabilities by slot, and the number of passes.
     """
     free, blank = grid.free().tolist(), grid.blank().tolist()
     spaces = set(grid.places().flatten().tolist())
     place = {slot: (f, r, c) for f, rows in enumerate(free) for r, row in enumerate(rows) for c, slot in enumerate(row)}
     tokens = {slot: token for slot, token in enumerate(blank) if slot not in spaces} | dict(enumerate(given))
-    born = dict.fromkeys(tokens, 0)
+    born, likely = dict.fromkeys(tokens, 0), dict.fromkeys(tokens, 0.0)
     events = [(slot, token, 0) for slot, token in enumerate(given)]
     settled = set(range(len(given)))  # the slots whose own token was fed after all before it in its row
 
@@ -130,13 +130,22 @@ def brute_force(model, prefixes, grid, sampling, seed, window, row_0_first, fram
         if sampling.guided:
             found = [found[1] + sampling.guidance_scale * (found[0] - found[1])]
         draw = Draw.of(sampling, [seed])
-        drawn = sample(
-            filter_logits(found[0][None], draw), draw, gumbel(draw.seeds, torch.tensor([targets]), found[0].shape[-1])
-        )
+        filtered = filter_logits(found[0][None], draw)
+        drawn = sample(filtered, draw, gumbel(draw.seeds, torch.tensor([targets]), found[0].shape[-1]))
         tokens.update(zip(targets, drawn[0].tolist(), strict=True))
+        chances = torch.distributions.Categorical(logits=filtered[0]).log_prob(drawn[0])
+        likely.update(zip(targets, chances.tolist(), strict=True))
         born.update(dict.fromkeys(targets, passes))
         passes += 1
-    return [tokens[slot] for slot in range(grid.slots)], [born[slot] for slot in range(grid.slots)], passes
+    by_slot = ([held[slot] for slot in range(grid.slots)] for held in (tokens, born, likely))
+    return *by_slot, passes
+
+
+def same(decoded, image, expected):
+    tokens, born, likely, passes = expected
+    assert (decoded.tokens[image].tolist(), decoded.born[image].tolist()) == (tokens, born)
+    assert decoded.forward_passes == passes
+    assert decoded.log_probabilities[image].tolist() == pytest.approx(likely, abs=1e-4)
 
 
 def strategies():
@@ -170,7 +179,7 @@ def test_equals_the_brute_force_decoder(tiny_models, kind, grid, guidance, strat
         prefixes = [prefix.embeddings[row][prefix.valid[row]] for row in rows]
         with torch.inference_mode():
             expected = brute_force(model, prefixes, grid, sampling, seed, window, row_0_first and grid.row_end is None)
-        assert (decoded.tokens[image].tolist(), decoded.born[image].tolist(), decoded.forward_passes) == expected
+        same(decoded, image, expected)
 
 
 @pytest.mark.parametrize("delay", [1, 2, 3, 4, 6, 99])
@@ -203,7 +212,7 @@ def test_frames_that_overlap_equal_the_brute_force_decoder(tiny_clips, grid, win
                 *(tiny_clips, prefixes, grid, sampling, seed, window, first_row == "alone" and grid.row_end is None),
                 *(delay, opening[image].tolist()),
             )
-        assert (decoded.tokens[image].tolist(), decoded.born[image].tolist(), decoded.forward_passes) == expected
+        same(decoded, image, expected)
     assert decoded.forward_passes == strategy.passes(grid)
     assert grid.pick(decoded.tokens)[:, : grid.given].equal(codes)
 

@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 import torch
 
-from zipar import Raster, Sampling, TokenGrid, ZipAR
+from zipar import CoupledJacobi, Raster, Sampling, TokenGrid, ZipAR
 from zipar.decoding.attention import additive
 from zipar.decoding.engine import decode
 from zipar.evaluation.fidelity import likelihood
@@ -183,3 +183,35 @@ def test_raster_is_not_taken_for_faulty(raster):
     assert 1 < found.entropy.mean() < 2
     bounds = [interval(run.numpy()) for run in found.excess.split(32)]
     assert sum(low <= 0 <= high for low, high in bounds) >= 90
+
+
+@pytest.mark.parametrize("sampling", [MILD, Sampling(temperature=0.5, top_k=8), Sampling(temperature=0.5, top_p=0.8)])
+@pytest.mark.parametrize("strategy", [Raster(), CoupledJacobi(4), CoupledJacobi(4, 2), ZipAR(6)])
+def test_lossless_images_do_not_diverge(tiny_models, strategy, sampling):
+    """Not one of them: the divergence needs no average where q is p."""
+    model, grid = tiny_models.by_text, SQUARE
+    with torch.inference_mode():
+        prefix = model.prefix(["a fox", "two foxes", "snow"], None, False)
+        decoded = decode(model, prefix, grid, strategy, sampling, range(3))
+        found = likelihood(model, prefix, grid, decoded.tokens, sampling)
+    assert found.divergence(decoded.log_probabilities, grid).abs().max() < 1e-5
+    assert (decoded.log_probabilities < 0).any()
+
+
+@pytest.mark.parametrize("strategy", [ZipAR(1), ZipAR(2), ZipAR(3, nats=2.0)])
+def test_divergence_is_of_distributions_of_images(tiny_models, strategy):
+    """Images x of a distribution q have a mean p(x) / q(x) of 1, whatever p and q are that draw the same images."""
+    model, grid, images = tiny_models.by_text, TokenGrid(3, 3), 4000
+    sampling = Sampling(temperature=1.5)
+    ratios, divergences = [], []
+    with torch.inference_mode():
+        for first in range(0, images, 500):
+            prefix = model.prefix(["a fox"] * 500, None, False)
+            decoded = decode(model, prefix, grid, strategy, sampling, range(first, first + 500))
+            found = likelihood(model, prefix, grid, decoded.tokens, sampling)
+            divergences.append(found.divergence(decoded.log_probabilities, grid))
+            ratios.append((-divergences[-1] * grid.tokens).exp())
+    ratio, divergence = torch.cat(ratios), torch.cat(divergences)
+    assert abs(ratio.mean() - 1) < 4 * scipy.stats.sem(ratio)
+    assert scipy.stats.sem(ratio) < 0.1
+    assert interval(divergence.numpy())[0] > 0

@@ -83,6 +83,7 @@ def test_rows(study, graders):
     assert narrow["gap"] == pytest.approx((difference.mean(), low, high))
     for name, values in (
         ("excess", made["excess"]),
+        ("divergence", made["divergence"]),
         ("entropy", made["entropy"]),
         ("excess_difference", made["excess"] - base["excess"]),
     ):
@@ -92,6 +93,7 @@ def test_rows(study, graders):
     # a window as wide as the grid gives raster's own images
     assert wide["gap"] == wide["excess_difference"] == wide["clip_difference"] == (0, 0, 0)
     assert wide["excess"] == raster["excess"]
+    assert raster["divergence"] == wide["divergence"] == pytest.approx((0, 0, 0), abs=1e-5)
     assert wide["fid_ratio"] == (1, 1, 1)
     assert wide["accuracy"] == raster["accuracy"]
 

@@ -29,11 +29,11 @@ class Model:
             self.asked.append(setting)
         rank = LOOKAHEADS.index(setting.lookahead)
         if setting.nats is not None:
-            return Figures(self.informed, 0.0, 100 + self.drafts * rank)
+            return Figures(self.informed, 0.0, 0.0, 100 + self.drafts * rank)
         waves = setting.first_row == "wave"
         gap = sum(self.narrow[setting.window :]) + sum(self.fewer[:rank]) + self.wave * waves
         seconds = 140 + self.wider * setting.window + self.drafts * rank - 5 * waves
-        return Figures(0.0 if setting.window == COLUMNS else gap, 0.0, seconds)
+        return Figures(0.0 if setting.window == COLUMNS else gap, 0.0, 0.0, seconds)
 
 
 steps = st.floats(0, 0.02)
@@ -94,18 +94,19 @@ def test_raster_where_nothing_else_will_do():
 
 
 @pytest.mark.parametrize(
-    ("excess", "reach", "fits"),
+    ("excess", "reach", "divergence", "fits"),
     [
-        (0.015, 0.004, True),
-        (-0.015, 0.004, True),
-        (0.015, 0.006, False),  # a point estimate within the tolerance is not enough
-        (-0.015, 0.006, False),
-        (-0.3, 0.001, False),  # tokens far too likely: mode seeking
-        (0.0, math.nan, False),
+        (0.015, 0.004, 0.01, True),
+        (-0.015, 0.004, 0.01, True),
+        (0.015, 0.006, 0.01, False),  # a point estimate within the tolerance is not enough
+        (-0.015, 0.006, 0.01, False),
+        (-0.3, 0.001, 0.01, False),  # tokens far too likely: mode seeking
+        (0.0, 0.001, 0.03, False),  # as likely as raster's on average, too likely here and too unlikely there
+        (0.0, math.nan, 0.01, False),
     ],
 )
-def test_the_tolerance_has_two_sides_and_holds_for_the_interval(excess, reach, fits):
-    found = search(lambda setting: Figures(excess, reach, setting.window), COLUMNS, 1, 0.02)
+def test_the_tolerance_has_two_sides_and_holds_for_the_interval(excess, reach, divergence, fits):
+    found = search(lambda setting: Figures(excess, reach, divergence, setting.window), COLUMNS, 1, 0.02)
     assert found == (ZipAR(1) if fits else None)
 
 

@@ -21,7 +21,7 @@ STRATEGIES = ("zipar:4", "zipar:2", options.DEFAULT_STRATEGY, "jacobi:32")
 PICTURES = 12
 """Columns of the sheet of images."""
 BRIEF = (
-    *("strategy", "forward_passes", "seconds", "speedup", "excess", "entropy", "fid_ratio"),
+    *("strategy", "forward_passes", "seconds", "speedup", "divergence", "excess", "entropy", "fid_ratio"),
     *("accuracy_difference.all", "clip_difference"),
 )
 """What the terminal shows; the files hold all."""
@@ -104,8 +104,9 @@ def evaluate(
     frame delay of as many passes as a row has tokens. Networks look at clips frame by frame, and the mean counts, but
     for the judge that a model of clips ships with, which sees them whole.
 
-    Fidelity needs no reference, and has two figures, in nats a token. Surprise excess is how much less likely the
-    tokens are, under full raster context, than raster's draws are on average: 0, within its interval, for raster and
+    Fidelity needs no reference, and has three figures, in nats a token. Divergence is how far the distribution that the
+    tokens were drawn from is from raster's: exactly 0 for all that is lossless, and an estimate where drafts were drawn
+    again. Surprise excess is how much less likely the tokens are, under full raster context, than raster's draws are on average: 0, within its interval, for raster and
     all that is lossless; below 0 tokens are too likely, as where images become alike. The fidelity gap is the negative
     log-likelihood of the tokens less that of raster's own images of the same prompts and seeds.
     """

@@ -37,6 +37,9 @@ class Decoded:
     """int64 (images, slots), as the model writes them, given tokens in place."""
     born: Tensor
     """int64 (images, slots): the pass that decoded each slot; 0 for given ones."""
+    log_probabilities: Tensor
+    """Float32 (images, slots): of each token in what it was drawn from, filters applied, given what was known then; 0 of
+    given tokens and where greedy."""
     forward_passes: int
     slots_evaluated: int
     """Queries an image over all passes after the prefill."""
@@ -123,11 +126,13 @@ def decode(
                     callback(Progress(passes, max(expected, passes), width))
         evaluated += lane.evaluated
     done = [finished[image] for image in range(count)]
-    if not all(image.finite for image in done):
+    drawn = torch.stack([image.log_probabilities for image in done])
+    if not drawn.isfinite().all():
         raise no_numbers(dtype)
     return Decoded(
         torch.stack([image.tokens for image in done]),
         torch.stack([image.born for image in done]),
+        drawn,
         max(image.forward_passes for image in done),
         evaluated,
         sum(image.rejections for image in done),

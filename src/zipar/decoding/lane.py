@@ -15,7 +15,16 @@ from zipar.decoding.cache import SlotCache
 from zipar.decoding.decodable import Decodable, Prefix
 from zipar.decoding.graphs import Graphs
 from zipar.decoding.places import Places
-from zipar.decoding.sampling import Draw, Sampling, filter_logits, guide, noise_of, sample, slot_keys
+from zipar.decoding.sampling import (
+    Draw,
+    Sampling,
+    filter_logits,
+    guide,
+    log_probabilities_of,
+    noise_of,
+    sample,
+    slot_keys,
+)
 from zipar.decoding.strategy import Evaluated, Schedule, Step, Strategy
 from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
@@ -36,8 +45,8 @@ class Finished(NamedTuple):
     """Queries of its row over all passes after the prefill, idle ones counted."""
     rejections: int
     """Tokens that an adaptive strategy took back."""
-    finite: bool
-    """Whether the logits that its tokens were drawn from are numbers; else the tokens mean nothing."""
+    log_probabilities: Tensor
+    """Float32 (slots,): of each token in what it was drawn from; 0 of given ones, no number where logits were none."""
 
 
 EXTENT = 128
@@ -114,14 +123,13 @@ class Lane:
         self._shown, self._hidden = additive(torch.tensor([[[True, False]]], device=device), dtype).flatten().unbind()
         self.tokens = self._blank.repeat(rows, 1)
         self.born = torch.zeros_like(self.tokens)
-        self.scores = torch.zeros(self.tokens.shape, device=device)
-        """The logit of each token: NaN or infinite where any was."""
+        self.log_probabilities = torch.zeros(self.tokens.shape, device=device)
         self.passes = torch.ones(rows, dtype=torch.int64, device=device)
         self.seeds = torch.zeros(rows, dtype=torch.int64, device=device)
         self.keys = torch.zeros_like(self.tokens)
         """What the noise of each slot is made of."""
         self.temperature, self.noise, self.scale = (torch.ones(rows, 1, 1, device=device) for _ in range(3))
-        self._held = [self.tokens, self.born, self.scores, self.passes, self.seeds, self.keys]
+        self._held = [self.tokens, self.born, self.log_probabilities, self.passes, self.seeds, self.keys]
         self._held += [self.temperature, self.noise, self.scale]
         # a row that never held an image sees zeros, lest a softmax over nothing leaves NaN in the cache
         self.written = torch.ones(rows * self.branches, entries, dtype=torch.bool, device=device)
@@ -181,7 +189,8 @@ class Lane:
         self.written[theirs] = False
         self.written[theirs, prompt] = prefix.valid
         self.lengths[theirs] = prefix.lengths
-        self.tokens[rows], self.born[rows], self.scores[rows], self.passes[rows] = self._blank, 0, 0, 0
+        self.tokens[rows], self.born[rows] = self._blank, 0
+        self.log_probabilities[rows], self.passes[rows] = 0, 0
         self.schedule.reset(rows)
         if prefix.given is not None:
             self.tokens[rows, :first] = prefix.given[:: self.branches]
@@ -281,7 +290,7 @@ class Lane:
         logits = filter_logits(logits, draw)
         tokens = sample(logits, draw, noise)
         self.tokens[rows].scatter_(1, targets, tokens)
-        self.scores[rows].scatter_(1, targets, logits.gather(-1, tokens[..., None])[..., 0])
+        self.log_probabilities[rows].scatter_(1, targets, log_probabilities_of(tokens, logits, draw))
         self.born[rows].scatter_(1, targets, self.passes[rows, None].expand_as(targets))
         return logits, draw
 
@@ -308,7 +317,7 @@ class Lane:
     def _release(self, row: int) -> Finished:
         """The image of a row, into which the last busy one moves."""
         image, last = self._images[row], self.busy - 1
-        tokens, born = self.tokens[row, :-1].clone(), self.born[row, :-1].clone()
+        tokens, born, drawn = (held[row, :-1].clone() for held in (self.tokens, self.born, self.log_probabilities))
         finished = Finished(
             image.ticket,
             tokens,
@@ -316,7 +325,7 @@ class Lane:
             int(born.max()) + 1,
             self.evaluated - image.evaluated,
             int(self.schedule.rejections[row]),
-            bool(self.scores[row, :-1].isfinite().all()),
+            drawn,
         )
         if row < last:
             self.schedule.move(last, row)

@@ -9,6 +9,11 @@ teacher-forced pass over the finished image. No reference images and no classifi
 - The *surprise excess* is the mean of (-log p(token) - H(p)), where p is what raster decoding draws the token from and
   H its entropy. Its expectation is 0 for raster's own samples, whatever the model, the prompt or the filters: positive,
   tokens are too unlikely; negative, too likely (mode seeking).
+- The *divergence* is the mean of (log q(token) - log p(token)), where q is what the token was drawn from, with what was
+  known then. If every token is drawn once, as by plain windows, q of all tokens together is the distribution of the
+  images, and a token's share of its Kullback-Leibler divergence from raster's is the expectation: 0 only for equal ones.
+  It is 0 for each image of raster order and of lossless decoding, so that few images tell a small loss. Where drafts
+  were drawn and drawn again it is an estimate, for what others saw of them is not in q.
 """
 
 from typing import NamedTuple
@@ -37,6 +42,15 @@ class Likelihood(NamedTuple):
     """Surprise excess of a token: how much less likely it is than raster's draws are, 0 in expectation for those."""
     entropy: Tensor
     """Mean entropy of what raster decoding draws a token from, in nats; 0 where greedy."""
+
+    def divergence(self, drawn: Tensor, grid: TokenGrid) -> Tensor:
+        """How much likelier a token was where it was drawn than raster order finds it, in nats; float64 (images,).
+
+        Args:
+            drawn: float (images, slots), ``Decoded.log_probabilities`` of the same tokens.
+            grid: of the images.
+        """
+        return drawn.double().sum(1) / grid.tokens + self.excess + self.entropy
 
 
 @torch.inference_mode()

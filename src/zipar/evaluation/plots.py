@@ -17,6 +17,7 @@ from zipar.decoding.zipar import ZipAR
 from zipar.evaluation.report import Estimate
 
 _PANELS = {
+    "divergence": ("divergence (nats a token)", 1),
     "excess": ("surprise excess (nats a token)", 1),
     "gap": ("fidelity gap (nats a token)", 1),
     "fid_ratio": ("FID / raster's", 1),

@@ -20,7 +20,7 @@ from zipar.evaluation.manifold import NEIGHBOURS, precision_recall
 from zipar.evaluation.samples import Study
 
 _FIGURES = (
-    *("nats", "outside", "excess", "entropy"),
+    *("nats", "outside", "excess", "entropy", "divergence"),
     *("forward_passes", "slots_evaluated", "rejections", "seconds"),
 )
 """What is taken of a batch: a number an image."""
@@ -69,8 +69,9 @@ class Report(NamedTuple):
     ``slots_evaluated``, ``rejections``, ``seconds`` and ``images_per_second``, ``speedup``, ``nats`` (negative
     log-likelihood of a token under full raster context), ``gap`` (that less raster's, paired by prompt), ``excess``
     (surprise excess: 0 in expectation for raster and all that is lossless), ``excess_difference`` (that less
-    raster's, paired by prompt), ``entropy`` (of what raster decoding draws a token from), ``outside`` (share of tokens
-    that raster decoding could not have drawn) and, as far as there are graders, ``fid``, ``fid_ratio``, ``precision``
+    raster's, paired by prompt), ``divergence`` (of the images' distribution from raster's, each token's share),
+    ``entropy`` (of what raster decoding draws a token from), ``outside`` (share of tokens that raster decoding could not
+    have drawn) and, as far as there are graders, ``fid``, ``fid_ratio``, ``precision``
     and ``recall`` (of more than 3 images), ``accuracy`` and ``accuracy_difference`` by attribute, ``clip`` and
     ``clip_difference``.
     Differences and ratios, which raster lacks, are to raster; figures with an interval are an ``Estimate``.
@@ -187,6 +188,7 @@ def _row(found: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
         "images_per_second": float(1 / seconds),
         "speedup": float(base["seconds"].mean() / seconds),
         "nats": mean(found["nats"]),
+        "divergence": mean(found["divergence"]),
         "excess": mean(found["excess"]),
         "entropy": mean(found["entropy"]),
         "outside": float(found["outside"].mean()),

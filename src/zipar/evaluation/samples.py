@@ -44,6 +44,8 @@ class Batch:
     """float64: surprise excess of a token, 0 in expectation for raster's own."""
     entropy: np.ndarray
     """float64: entropy of what raster decoding draws a token from."""
+    divergence: np.ndarray
+    """float64: of the distribution of tokens from raster's, each token's share; 0 for raster's own."""
     forward_passes: np.ndarray
     """int64: until the image was done; others of its batch may have taken more."""
     slots_evaluated: np.ndarray
@@ -117,6 +119,7 @@ class Study:
             images=images,
             tokens=codes.cpu().numpy().astype(np.int32),
             **{name: figures.cpu().numpy() for name, figures in found._asdict().items()},
+            divergence=found.divergence(decoded.log_probabilities, grid).cpu().numpy(),
             forward_passes=decoded.born.max(1).values.cpu().numpy() + 1,
             slots_evaluated=np.full(count, decoded.slots_evaluated),
             rejections=np.full(count, decoded.rejections / count),

@@ -32,6 +32,7 @@ _FIGURES = {
     "speedup": _Figure("faster", "{:.2f}x"),
     "nats": _Figure("nats a token", "{:.3f}"),
     "gap": _Figure("fidelity gap (nats)", "{:+.3f}"),
+    "divergence": _Figure("divergence (nats)", "{:.4f}"),
     "excess": _Figure("surprise excess (nats)", "{:+.3f}"),
     "excess_difference": _Figure("excess, against raster (nats)", "{:+.3f}"),
     "entropy": _Figure("entropy (nats)", "{:.3f}"),

@@ -1,4 +1,4 @@
-"""Finds the fastest setting whose tokens are neither less nor more likely than raster's draws."""
+"""Finds the fastest setting whose tokens are drawn from nearly raster's distribution."""
 
 import math
 from collections.abc import Callable
@@ -31,12 +31,14 @@ class Figures(NamedTuple):
     """Surprise excess, less raster's; nats a token."""
     reach: float
     """Half the width of its 95 % confidence interval."""
+    divergence: float
+    """From raster's distribution, where its 95 % confidence interval ends; nats a token."""
     seconds: float
     """An image, at the batch that is tuned for."""
 
     def within(self, tolerance: float) -> bool:
-        """Whether all of the excess's interval is within ``tolerance`` of 0, on either side."""
-        return abs(self.excess) + self.reach <= tolerance
+        """Whether all of the excess's interval is within ``tolerance`` of 0, on either side, and the divergence too."""
+        return max(abs(self.excess) + self.reach, self.divergence) <= tolerance
 
 
 def check_images(images: int, reach: float, tolerance: float) -> None:
@@ -65,7 +67,7 @@ def check_images(images: int, reach: float, tolerance: float) -> None:
 
 
 def search(measure: Callable[[ZipAR], Figures], columns: int, lookahead: int, tolerance: float) -> ZipAR | None:
-    """The setting of the fewest seconds whose excess is within ``tolerance``; None if only raster order's is.
+    """The setting of the fewest seconds whose excess and divergence are within ``tolerance``; None if only raster order's is.
 
     Drafts let rows follow closer, and each costs time, the more the more images are decoded together. So the lookahead
     is halved from the most on, and for each the narrowest window that is good enough is found by bisection, and tried
@@ -110,7 +112,7 @@ def search(measure: Callable[[ZipAR], Figures], columns: int, lookahead: int, to
 
 
 def overlap(measure: Callable[[ZipAR], Figures], setting: ZipAR, grid: TokenGrid, tolerance: float) -> ZipAR:
-    """``setting``, or the fastest of those found with a frame delay whose excess is within ``tolerance``.
+    """``setting``, or the fastest of those found with a frame delay that is within ``tolerance``.
 
     The smallest delay that is good enough is found by bisection: smaller ones are taken to lose no less.
 
