@@ -106,9 +106,10 @@ def evaluate(
 
     Fidelity needs no reference, and has three figures, in nats a token. Divergence is how far the distribution that the
     tokens were drawn from is from raster's: exactly 0 for all that is lossless, and an estimate where drafts were drawn
-    again. Surprise excess is how much less likely the tokens are, under full raster context, than raster's draws are on average: 0, within its interval, for raster and
-    all that is lossless; below 0 tokens are too likely, as where images become alike. The fidelity gap is the negative
-    log-likelihood of the tokens less that of raster's own images of the same prompts and seeds.
+    again. Surprise excess is how much less likely the tokens are, under full raster context, than raster's draws are on
+    average: 0, within its interval, for raster and all that is lossless; below 0 tokens are too likely, as where images
+    become alike. The fidelity gap is the negative log-likelihood of the tokens less that of raster's own images of the
+    same prompts and seeds.
     """
     outputs.check_directory(output)
     if features is not None and reference is None:

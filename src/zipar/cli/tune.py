@@ -16,8 +16,8 @@ def tune(
         typer.Option(
             min=0,
             metavar="NATS",
-            help="How far from raster's draws the tokens may be, in nats a token: their surprise excess, up or down, and "
-            "their divergence, each with half the width of its 95 % interval.",
+            help="How far from raster's draws the tokens may be, in nats a token: their surprise excess, up or down, "
+            "and their divergence, each with half the width of its 95 % interval.",
             show_default="0.02",
         ),
     ] = None,
@@ -58,7 +58,8 @@ def tune(
     """Choose the window and lookahead that are fastest among those whose tokens are as good as raster's draws.
 
     Neither less likely, as at seams, nor more, as where images become alike, and drawn from nearly the same
-    distribution; `zipar eval --help` tells of surprise excess and divergence. More --images make its interval narrower: where there are too few for the tolerance, a message says so.
+    distribution; `zipar eval --help` tells of surprise excess and divergence. More --images make their intervals
+    narrower: where there are too few for the tolerance, a message says so.
 
     Of a model of clips then the frame delay that is fastest with these.
 
@@ -117,6 +118,7 @@ def tune(
     record = {"strategy": choice, "tolerance": limit, **started.record(), "prompts": study.prompts}
     write({started.directory / FILE: outputs.record({**record, "tried": tables.jsonable(rows)})})
     if not quiet:
-        shown = ("strategy", "forward_passes", "slots_evaluated", "seconds", "speedup", "divergence", "excess_difference")
+        costs = ("strategy", "forward_passes", "slots_evaluated", "seconds", "speedup")
+        shown = (*costs, "divergence", "excess_difference")
         show(*tables.cells(rows, shown, brief=True))
         print(f"{choice} is the default of {model} from now on ({started.directory / FILE})")

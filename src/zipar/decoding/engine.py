@@ -38,8 +38,8 @@ class Decoded:
     born: Tensor
     """int64 (images, slots): the pass that decoded each slot; 0 for given ones."""
     log_probabilities: Tensor
-    """Float32 (images, slots): of each token in what it was drawn from, filters applied, given what was known then; 0 of
-    given tokens and where greedy."""
+    """Float32 (images, slots): of each token in what it was drawn from, filters applied, given what was known then; 0
+    of given tokens and where greedy."""
     forward_passes: int
     slots_evaluated: int
     """Queries an image over all passes after the prefill."""

@@ -11,9 +11,9 @@ teacher-forced pass over the finished image. No reference images and no classifi
   tokens are too unlikely; negative, too likely (mode seeking).
 - The *divergence* is the mean of (log q(token) - log p(token)), where q is what the token was drawn from, with what was
   known then. If every token is drawn once, as by plain windows, q of all tokens together is the distribution of the
-  images, and a token's share of its Kullback-Leibler divergence from raster's is the expectation: 0 only for equal ones.
-  It is 0 for each image of raster order and of lossless decoding, so that few images tell a small loss. Where drafts
-  were drawn and drawn again it is an estimate, for what others saw of them is not in q.
+  images, and the expectation is a token's share of its Kullback-Leibler divergence from raster's: 0 only for equal
+  ones. It is 0 for each image of raster order and of lossless decoding, so that few images tell a small loss. Where
+  drafts were drawn and drawn again it is an estimate, for what others saw of them is not in q.
 """
 
 from typing import NamedTuple

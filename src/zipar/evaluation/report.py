@@ -70,8 +70,8 @@ class Report(NamedTuple):
     log-likelihood of a token under full raster context), ``gap`` (that less raster's, paired by prompt), ``excess``
     (surprise excess: 0 in expectation for raster and all that is lossless), ``excess_difference`` (that less
     raster's, paired by prompt), ``divergence`` (of the images' distribution from raster's, each token's share),
-    ``entropy`` (of what raster decoding draws a token from), ``outside`` (share of tokens that raster decoding could not
-    have drawn) and, as far as there are graders, ``fid``, ``fid_ratio``, ``precision``
+    ``entropy`` (of what raster decoding draws a token from), ``outside`` (share of tokens that raster decoding could
+    not have drawn) and, as far as there are graders, ``fid``, ``fid_ratio``, ``precision``
     and ``recall`` (of more than 3 images), ``accuracy`` and ``accuracy_difference`` by attribute, ``clip`` and
     ``clip_difference``.
     Differences and ratios, which raster lacks, are to raster; figures with an interval are an ``Estimate``.

@@ -67,7 +67,7 @@ def check_images(images: int, reach: float, tolerance: float) -> None:
 
 
 def search(measure: Callable[[ZipAR], Figures], columns: int, lookahead: int, tolerance: float) -> ZipAR | None:
-    """The setting of the fewest seconds whose excess and divergence are within ``tolerance``; None if only raster order's is.
+    """The setting of the fewest seconds that is within ``tolerance``; None if only raster order is.
 
     Drafts let rows follow closer, and each costs time, the more the more images are decoded together. So the lookahead
     is halved from the most on, and for each the narrowest window that is good enough is found by bisection, and tried
