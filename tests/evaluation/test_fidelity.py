@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 import torch
 
-from zipar import CoupledJacobi, Raster, Sampling, TokenGrid, ZipAR
+from zipar import AdaptiveZipAR, CoupledJacobi, Raster, Sampling, TokenGrid, ZipAR
 from zipar.decoding.attention import additive
 from zipar.decoding.engine import decode
 from zipar.evaluation.fidelity import likelihood
@@ -198,7 +198,7 @@ def test_lossless_images_do_not_diverge(tiny_models, strategy, sampling):
     assert (decoded.log_probabilities < 0).any()
 
 
-@pytest.mark.parametrize("strategy", [ZipAR(1), ZipAR(2), ZipAR(3, nats=2.0)])
+@pytest.mark.parametrize("strategy", [ZipAR(1), ZipAR(2), ZipAR(3, nats=2.0), AdaptiveZipAR(1)])
 def test_divergence_is_of_distributions_of_images(tiny_models, strategy):
     """Images x of a distribution q have a mean p(x) / q(x) of 1, whatever p and q are that draw the same images."""
     model, grid, images = tiny_models.by_text, TokenGrid(3, 3), 4000

@@ -194,7 +194,8 @@ class Lane:
         self.schedule.reset(rows)
         if prefix.given is not None:
             self.tokens[rows, :first] = prefix.given[:: self.branches]
-        self._draw(rows, logits, torch.full_like(self.passes[rows, None], first))
+        targets = torch.full_like(self.passes[rows, None], first)
+        self._weigh(rows, targets, *self._draw(rows, logits, targets))
         self.passes[rows] = 1
         tickets = range(self._tickets, self._tickets + images)
         self._tickets += images
@@ -261,6 +262,7 @@ class Lane:
         logits = self._evaluate(rows, step, extent)
         logits, draw = self._draw(slice(rows), logits, step.targets)
         schedule.settle(tokens, Evaluated(step, logits, draw, passes))
+        self._weigh(slice(rows), step.targets, logits, draw)
         passes += 1
         return width
 
@@ -290,9 +292,13 @@ class Lane:
         logits = filter_logits(logits, draw)
         tokens = sample(logits, draw, noise)
         self.tokens[rows].scatter_(1, targets, tokens)
-        self.log_probabilities[rows].scatter_(1, targets, log_probabilities_of(tokens, logits, draw))
         self.born[rows].scatter_(1, targets, self.passes[rows, None].expand_as(targets))
         return logits, draw
+
+    def _weigh(self, rows: slice, targets: Tensor, logits: Tensor, draw: Draw) -> None:
+        """Keep how likely the tokens were that the schedule settled for."""
+        likely = log_probabilities_of(self.tokens[rows].gather(1, targets), logits, draw)
+        self.log_probabilities[rows].scatter_(1, targets, likely)
 
     @torch.inference_mode()
     def retire(self) -> list[Finished]:
