@@ -28,7 +28,7 @@ from zipar.pipeline import Pipeline
 
 DEFAULT = names.name(names.DEFAULT)
 STRATEGIES = ["zipar:4", "zipar:2", DEFAULT, "jacobi:32"]
-COST = ["strategy", "forward_passes", "fewer", "seconds", "speedup", "excess", "entropy", "gap"]
+COST = ["strategy", "forward_passes", "fewer", "seconds", "speedup", "divergence", "excess", "entropy", "gap"]
 QUALITY = ["fid_ratio", "precision", "recall"]
 Row = Mapping[str, Any]
 
@@ -77,6 +77,7 @@ def verdict(name: str, rows: Sequence[Row]) -> str:
     accuracies = row["accuracy_difference"]
     parts = [
         f"{row['fewer']:.1%} fewer passes than raster order",
+        f"divergence {row['divergence'].value:.4f} [{row['divergence'].low:.4f}, {row['divergence'].high:.4f}] nats a token",
         "surprise excess, against raster's, within 0.02 nats: " + _held(row["excess_difference"], 0, 0.02, "{:+.3f}"),
         "FID within 3 % of raster's: " + _held(row["fid_ratio"], 1, 0.03, "{:.2f}"),
         "accuracy within 1 point: " + _held(accuracies[list(accuracies)[-1]], 0, 0.01, "{:+.1%}"),

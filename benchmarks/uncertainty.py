@@ -1,4 +1,4 @@
-"""Strategies at every level of uncertainty: passes and surprise excess over nats a token; writes docs/uncertainty.md.
+"""Strategies at every level of uncertainty: passes and divergence over nats a token; writes docs/uncertainty.md.
 
     python benchmarks/uncertainty.py emoji fashion DIRECTORY... --images 64
 
@@ -26,7 +26,7 @@ from zipar.models.base import VisualModel
 
 STRATEGIES = ["zipar:4", "zipar:2", "zipar:4:8", "zipar:2:8:wave", names.name(names.DEFAULT), "jacobi:32"]
 TEMPERATURES = (1.0, 1.5)
-COLUMNS = ["strategy", "forward_passes", "fewer", "excess", "entropy", "gap"]
+COLUMNS = ["strategy", "forward_passes", "fewer", "divergence", "excess", "entropy", "gap"]
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -59,14 +59,13 @@ def under(asked: Sampling, model: VisualModel, directory: Path, args: argparse.N
 
 
 def plot(found: Mapping[str, Rows], path: Path) -> None:
-    """Over the entropy of raster's images: passes, and surprise excess with its interval.
+    """Over the entropy of raster's images: passes, and divergence with its interval.
 
     A colour a strategy, a marker a model, and a line through each model's temperatures.
     """
     figure = Figure((11, 4.8), layout="constrained")
-    passes, excess = figure.subplots(1, 2)
-    excess.axhline(0, color="#6a737d", linewidth=1, linestyle=":")
-    excess.axhspan(-0.02, 0.02, color="#6a737d", alpha=0.12)
+    passes, divergence = figure.subplots(1, 2)
+    divergence.axhspan(0, 0.02, color="#6a737d", alpha=0.12)
     models = list(dict.fromkeys(title.split(",")[0] for title in found))
     strategies = [row["strategy"] for row in next(iter(found.values()))]
     for model, marker in zip(models, "os^Dv", strict=False):
@@ -84,12 +83,12 @@ def plot(found: Mapping[str, Rows], path: Path) -> None:
             }
             label = name if model == models[0] else None
             passes.plot(nats, [100 * (1 - row["fewer"]) for row in rows], label=label, **style)
-            reaches = [row["excess"].reach for row in rows]
-            excess.errorbar(nats, [row["excess"].value for row in rows], reaches, capsize=2, **style)
+            reaches = [row["divergence"].reach for row in rows]
+            divergence.errorbar(nats, [row["divergence"].value for row in rows], reaches, capsize=2, **style)
         passes.plot([], [], marker, color="#6a737d", label=model)
     passes.set(xlabel="nats a token, raster order", ylabel="forward passes, % of raster's", ylim=(0, None))
-    excess.set(xlabel="nats a token, raster order", ylabel="surprise excess, nats a token")
-    for axis in (passes, excess):
+    divergence.set(xlabel="nats a token, raster order", ylabel="divergence, nats a token", ylim=(0, 0.15))
+    for axis in (passes, divergence):
         axis.grid(alpha=0.3)
     handles, labels = passes.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda each: labels[each] in models)  # models last

@@ -126,13 +126,12 @@ def decode(
                     callback(Progress(passes, max(expected, passes), width))
         evaluated += lane.evaluated
     done = [finished[image] for image in range(count)]
-    drawn = torch.stack([image.log_probabilities for image in done])
-    if not drawn.isfinite().all():
+    if not all(image.finite for image in done):
         raise no_numbers(dtype)
     return Decoded(
         torch.stack([image.tokens for image in done]),
         torch.stack([image.born for image in done]),
-        drawn,
+        torch.stack([image.log_probabilities for image in done]),
         max(image.forward_passes for image in done),
         evaluated,
         sum(image.rejections for image in done),

@@ -48,6 +48,11 @@ class Finished(NamedTuple):
     log_probabilities: Tensor
     """Float32 (slots,): of each token in what it was drawn from; 0 of given ones, no number where logits were none."""
 
+    @property
+    def finite(self) -> bool:
+        """Whether the logits that its tokens were drawn from are numbers; else the tokens mean nothing."""
+        return bool(self.log_probabilities.isfinite().all())
+
 
 EXTENT = 128
 """Where shapes should be few, passes read slots in multiples of this."""
