@@ -77,7 +77,7 @@ def verdict(name: str, rows: Sequence[Row]) -> str:
     accuracies = row["accuracy_difference"]
     parts = [
         f"{row['fewer']:.1%} fewer passes than raster order",
-        f"divergence {row['divergence'].value:.4f} [{row['divergence'].low:.4f}, {row['divergence'].high:.4f}] nats a token",
+        f"divergence {_shown(row['divergence'], '{:.4f}')} nats a token",
         "surprise excess, against raster's, within 0.02 nats: " + _held(row["excess_difference"], 0, 0.02, "{:+.3f}"),
         "FID within 3 % of raster's: " + _held(row["fid_ratio"], 1, 0.03, "{:.2f}"),
         "accuracy within 1 point: " + _held(accuracies[list(accuracies)[-1]], 0, 0.01, "{:+.1%}"),
@@ -93,7 +93,11 @@ def _held(found: Estimate, aim: float, tolerance: float, form: str) -> str:
     off = [abs(bound - aim) for bound in found[1:]]
     outside = min(off) > tolerance and (found.low - aim) * (found.high - aim) > 0
     word = "yes" if max(off) <= tolerance else "no" if outside else "open"
-    return f"{word}, {form.format(found.value)} [{form.format(found.low)}, {form.format(found.high)}]"
+    return f"{word}, {_shown(found, form)}"
+
+
+def _shown(found: Estimate, form: str) -> str:
+    return f"{form.format(found.value)} [{form.format(found.low)}, {form.format(found.high)}]"
 
 
 def section(name: str, study: Study, report: Report, times: Mapping[str, Any]) -> str:
