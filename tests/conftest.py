@@ -38,7 +38,7 @@ from transformers.models.glm_image.image_processing_pil_glm_image import GlmImag
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from zipar import ZipARError
-from zipar.conversion import llamagen
+from zipar.conversion import emu35, llamagen
 from zipar.conversion.lumina_mgpt import convert
 from zipar.decoding.sampling import Sampling
 from zipar.image_tokenizers.chameleon import ChameleonImageDecoder
@@ -358,6 +358,46 @@ def lumina_recipe():
 
 
 @pytest.fixture(scope="session")
+def emu35_recipe():
+    return _recipe("emu35")
+
+
+@pytest.fixture(scope="session")
+def emu35_files(emu35_recipe, tmp_path_factory):
+    """A folder with published files in small: model, the decoder with its words and the code of a hub, and vision."""
+    recipe, folder = emu35_recipe, tmp_path_factory.mktemp("emu35")
+    model, vision = folder / "model", folder / "vision"
+    for directory in (model, vision):
+        directory.mkdir()
+        (directory / "modeling_emu3.py").write_text("raise SystemExit('code from a hub')")
+    recipe.write_words(model)
+    config = {"architectures": ["Emu3ForCausalLM"], "model_type": "Emu3", "rope_scaling": None, **recipe.DECODER}
+    (model / "config.json").write_text(
+        json.dumps(config | {"auto_map": {"AutoConfig": "configuration_emu3.Emu3Config"}})
+    )
+    weights = list(recipe.published("decoder").items())
+    index = {}
+    for number, shard in enumerate((dict(weights[:9]), dict(weights[9:])), 1):
+        name = f"model-{number:05}-of-00002.safetensors"
+        save_file(shard, model / name, metadata={"format": "pt"})
+        index.update(dict.fromkeys(shard, name))
+    (model / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    (vision / "config.yaml").write_text("ddconfig: {}\n")
+    torch.save({"state_dict": recipe.published("image_tokenizer")}, vision / "model.ckpt")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def emu35_directory(emu35_files, tmp_path_factory):
+    """The published files converted; small images are the sizes to make."""
+    out = tmp_path_factory.mktemp("converted") / "emu35"
+    emu35.convert(emu35_files / "model", emu35_files / "vision", out)
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | {"sizes": [[4, 6], [6, 4], [3, 5]]}))
+    return out
+
+
+@pytest.fixture(scope="session")
 def commavq_recipe():
     return _recipe("commavq")
 
@@ -570,6 +610,7 @@ def checkpoints(request):
     found = {
         "janus": lambda wanted: wanted("janus_directory"),
         "emu3": lambda wanted: wanted("emu3_directories")(scrambled=False),
+        "emu3_5": lambda wanted: wanted("emu35_directory"),
         "lumina_mgpt": lambda wanted: wanted("lumina_models")("7b"),
         "anole": lambda wanted: wanted("lumina_models")("7b", Anole),
         "glm_image": lambda wanted: wanted("glm_directory"),

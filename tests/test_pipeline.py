@@ -195,7 +195,7 @@ class Picky:
         return {"input_ids": [[1] for _ in texts]}
 
 
-@pytest.mark.parametrize("family", ["janus", "emu3", "lumina_mgpt", "anole", "llamagen"])
+@pytest.mark.parametrize("family", ["janus", "emu3", "emu3_5", "lumina_mgpt", "anole", "llamagen"])
 def test_what_a_tokenizer_raises_names_the_prompt(checkpoints, tiny_models, monkeypatch, family):
     model = tiny_models.by_text if family == "llamagen" else zipar.pipeline(checkpoints(family), device="cpu").model
     bad = "a bad fox"
@@ -209,11 +209,11 @@ def test_what_a_tokenizer_raises_names_the_prompt(checkpoints, tiny_models, monk
     assert len(model.prefix(["a fox", "a bird"], None, True, grid).valid) == 4
 
 
-@pytest.mark.parametrize(("family", "side"), [("janus", 12), ("emu3", 16)])
-def test_a_prompt_beyond_the_last_position_is_refused(checkpoints, family, side):
+@pytest.mark.parametrize(("family", "size"), [("janus", (12, 12)), ("emu3", (16, 16)), ("emu3_5", (64, 96))])
+def test_a_prompt_beyond_the_last_position_is_refused(checkpoints, family, size):
     pipe = zipar.pipeline(checkpoints(family), device="cpu")
     with pytest.raises(zipar.ZipARError, match=f"leaves no room for an image .* reads {pipe.model.positions} at most"):
-        pipe(["a", "fox " * pipe.model.positions], height=side, width=side)
+        pipe(["a", "fox " * pipe.model.positions], height=size[0], width=size[1])
 
 
 def test_a_name_that_is_no_checkpoint():

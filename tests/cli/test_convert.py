@@ -63,6 +63,38 @@ def test_arguments_reach_the_conversion_of_emu3(zipar, calls, monkeypatch, tmp_p
         assert err.count("\n") == 1
 
 
+def test_arguments_reach_the_conversion_of_emu35(zipar, calls, monkeypatch, tmp_path):
+    from zipar.models.emu35 import GENERAL, IMAGE
+
+    received = []
+
+    def convert(*args, **options):
+        received.append(([str(path) for path in args], options))
+        return {torch.bfloat16}
+
+    monkeypatch.setattr("zipar.conversion.emu35.convert", convert)
+    for name in ("model", "vision", "words"):
+        (tmp_path / name).mkdir()
+    code, out, err = zipar("convert", "emu3.5", "model", "vision", "out")
+    assert (code, err) == (0, "")
+    assert "--model out" in out
+    assert zipar("convert", "emu3.5-image", "model", "vision", "words", "out", "--dtype", "bfloat16")[0] == 0
+    assert [args for args, _ in received] == [["model", "vision", "out"]] * 2
+    (general, image) = (options for _, options in received)
+    assert general == {"words": None, "sampling": GENERAL, "dtype": None}
+    assert str(image.pop("words")) == "words"
+    assert image == {"sampling": IMAGE, "dtype": torch.bfloat16}
+    for arguments in (
+        ["model", "out"],
+        ["model", "vision", "nowhere", "out"],
+        ["model", "vision", "words", "out", "x"],
+    ):
+        code, out, err = zipar("convert", "emu3.5", *arguments)
+        assert (code, out) == (2, "")
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

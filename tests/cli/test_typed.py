@@ -87,6 +87,8 @@ def lines(text_model, tmp_path_factory):
         ("convert", "commavq"): [folder, "out"],
         ("convert", "cosmos"): [weights, folder, "out"],
         ("convert", "emu3"): [folder, folder, "out"],
+        ("convert", "emu3.5"): [folder, folder, "out"],
+        ("convert", "emu3.5-image"): [folder, folder, "out"],
         ("convert", "llamagen"): [weights, weights, "out"],
         ("convert", "lumina-mgpt"): [folder, weights, "out", "--image-size", "512"],
         ("convert", "anole"): [folder, weights, "out"],

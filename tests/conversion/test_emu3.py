@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import Emu3ForConditionalGeneration, Emu3Processor
 
 import zipar
-from zipar.conversion.emu3 import convert, read_vocabulary
+from zipar.conversion.emu3 import convert
+from zipar.conversion.emu_words import read_vocabulary
 
 CODEBOOK = 40
 EXTRAS = [f"<|extra_{i}|>" for i in range(205)]

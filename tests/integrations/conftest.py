@@ -5,6 +5,7 @@ from transformers import (
     Emu3ForConditionalGeneration,
     GlmImageForConditionalGeneration,
     JanusForConditionalGeneration,
+    Qwen3ForCausalLM,
 )
 
 import zipar
@@ -14,6 +15,7 @@ from zipar.decoding.engine import decode as engine
 KINDS = {
     "janus": JanusForConditionalGeneration,
     "emu3": Emu3ForConditionalGeneration,
+    "emu3_5": Qwen3ForCausalLM,
     "lumina_mgpt": ChameleonForConditionalGeneration,
     "glm_image": GlmImageForConditionalGeneration,
 }
@@ -25,6 +27,7 @@ PROMPTS = {
         [words[word] for word in ("<|extra_203|>", *text, "<|image start|>", *"3*5", "<|image token|>")]
         for text in ("fox", "f")
     ],
+    "emu3_5": lambda words: [[526, 64, 65, 66, 420, 529, 18, 9, 20, 528], [526, 65, 420, 529, 18, 9, 20, 528]],
     "lumina_mgpt": lambda words: [[0, 8913, 8914, 8915, 8710, 8197, 8806, 8807], [0, 8918, 8710, 8197, 8806, 8807]],
     "glm_image": lambda words: [[70, 71, 72, 73, 74, 75, 64], [70, 76, 64]],
 }
@@ -75,8 +78,8 @@ class Case:
     def visual(self, sequences):
         """Which tokens stand for a piece of an image, as transformers has them."""
         mapping = getattr(self.plain.model, "vocabulary_mapping", None)
-        codes = {"janus": 50, "glm_image": 64}.get(self.family, 0)
-        return torch.isin(sequences, torch.tensor(range(codes) if mapping is None else mapping.image_tokens))
+        codes = {"janus": range(50), "glm_image": range(64), "emu3_5": range(531, 595)}.get(self.family)
+        return torch.isin(sequences, torch.tensor(codes or mapping.image_tokens))
 
 
 @pytest.fixture

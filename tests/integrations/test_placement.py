@@ -94,8 +94,8 @@ def test_tensor_parallelism(case, tmp_path):
     if case.family == "lumina_mgpt":
         assert not case.plain.supports_tp_plan  # or else it belongs below, and into the README
         return
-    # of the two that the models have: transformers shards the layers of Janus, but of Emu3 the ends alone
-    held = {"janus": 1, "emu3": 2, "glm_image": 1}[case.family]
+    # of the two that the models have: transformers shards the layers, but of Emu3 the ends alone
+    held = {"janus": 1, "emu3": 2, "emu3_5": 1, "glm_image": 1}[case.family]
     (tmp_path / "process.py").write_text(PROCESS)
     torch.save((case.arguments, case.expected, held), tmp_path / "saved.pt")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

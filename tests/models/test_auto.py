@@ -91,7 +91,7 @@ def test_a_hub_that_fails_in_any_way_is_an_error(monkeypatch):
         auto.find("some/model")
 
 
-@pytest.mark.parametrize("kind", ["janus", "emu3", "lumina_mgpt", "llamagen"])
+@pytest.mark.parametrize("kind", ["janus", "emu3", "emu3_5", "lumina_mgpt", "llamagen"])
 def test_files_that_may_not_be_read_are_called_that(kind, checkpoints, tiny_models, forbidding):
     folder, as_nobody = forbidding
     if kind == "llamagen":
@@ -128,7 +128,10 @@ def test_a_file_is_no_checkpoint(tmp_path):
         ("[]", "JSON object, not a list"),
         ("{}", "type None, which is not supported; supported: llamagen"),
         (json.dumps({"model_type": "bert"}), "type 'bert', which is not supported"),
-        (json.dumps({"model_type": "Emu3"}), "layout of its authors: `zipar convert emu3` makes it loadable"),
+        (
+            json.dumps({"model_type": "Emu3"}),
+            "an Emu3 or Emu3.5 in the layout of its authors: `zipar convert emu3`, .* makes it",
+        ),
     ],
 )
 def test_directories_of_anything_else_are_named(tmp_path, config, message):

@@ -12,7 +12,14 @@ import zipar
 from zipar import ZipAR, ZipARError
 from zipar.models.packing import PackedInPlace
 
-SIZES = {"emoji": (64, 64), "janus": (12, 12), "emu3": (8, 12), "lumina_mgpt": (64, 96), "anole": (96, 96)}
+SIZES = {
+    "emoji": (64, 64),
+    "janus": (12, 12),
+    "emu3": (8, 12),
+    "emu3_5": (64, 96),
+    "lumina_mgpt": (64, 96),
+    "anole": (96, 96),
+}
 QUANTISED = pytest.mark.skipif(
     torch.backends.quantized.engine not in ("x86", "fbgemm"), reason="int8 on CPUs is for x86 alone"
 )

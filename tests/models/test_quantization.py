@@ -194,9 +194,9 @@ def test_the_embedded_model_paints():
 
 
 @on_x86
-@pytest.mark.parametrize("family", ["janus", "emu3", "lumina_mgpt", "anole"])
+@pytest.mark.parametrize("family", ["janus", "emu3", "emu3_5", "lumina_mgpt", "anole"])
 def test_every_family_paints(checkpoints, family):
-    size = {"janus": (12, 12), "emu3": (8, 12), "lumina_mgpt": (64, 96), "anole": (96, 96)}[family]
+    size = {"janus": (12, 12), "emu3": (8, 12), "emu3_5": (64, 96), "lumina_mgpt": (64, 96), "anole": (96, 96)}[family]
     pipe = zipar.pipeline(checkpoints(family), device="cpu", quantize="int8")
     assert any(type(module) is QuantizedLinear for module in pipe.model.decoder.modules())
     painted = [

@@ -9,7 +9,7 @@ from zipar.models import auto
 
 PROMPTS = ["a red fox in the snow", "fox"]
 SEEDS = [3, 2**70 + 8]
-SIZES = {"janus": (12, 12), "emu3": (8, 12), "lumina_mgpt": (64, 96), "anole": (96, 96)}
+SIZES = {"janus": (12, 12), "emu3": (8, 12), "emu3_5": (64, 96), "lumina_mgpt": (64, 96), "anole": (96, 96)}
 GREEDY, FILTERED = {"temperature": 0.0}, {"temperature": 1.3, "top_k": 20, "top_p": 0.9}
 
 
@@ -34,7 +34,7 @@ def raster(paint):
     return {str(settings): paint(Raster(), settings=settings) for settings in (GREEDY, FILTERED)}
 
 
-@pytest.mark.parametrize("family", ["emu3", "lumina_mgpt"])
+@pytest.mark.parametrize("family", ["emu3", "emu3_5", "lumina_mgpt"])
 def test_a_hook_on_the_head_counts_from_the_next_image_on(checkpoints, family):
     pipe = zipar.Pipeline(
         auto.family(checkpoints(family)).load(checkpoints(family), torch.float32, torch.device("cpu"))

@@ -117,6 +117,52 @@ def emu3(
     _tell(out, convert(model, image_tokenizer, out, dtype=_torch(dtype)))
 
 
+Emu35Model = Annotated[
+    Path, typer.Argument(metavar="MODEL_DIR", exists=True, file_okay=False, help="The decoder, as published.")
+]
+Emu35Tokenizer = Annotated[
+    Path,
+    typer.Argument(
+        metavar="TOKENIZER_DIR", exists=True, file_okay=False, help="The image tokenizer, BAAI/Emu3.5-VisionTokenizer."
+    ),
+]
+Emu35Directories = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="[WORDS_DIR] OUT",
+        help="Where emu3.tiktoken is, if not in MODEL_DIR (in the authors' repository: src/tokenizer_emu3_ibq), then "
+        "the directory to make.",
+    ),
+]
+
+
+@app.command("emu3.5")
+def emu35(
+    model: Emu35Model, image_tokenizer: Emu35Tokenizer, directories: Emu35Directories, dtype: Stored = None
+) -> None:
+    """Convert BAAI/Emu3.5: zipar convert emu3.5 MODEL_DIR TOKENIZER_DIR [WORDS_DIR] OUT."""
+    _emu35(model, image_tokenizer, directories, dtype, image=False)
+
+
+@app.command("emu3.5-image")
+def emu35_image(
+    model: Emu35Model, image_tokenizer: Emu35Tokenizer, directories: Emu35Directories, dtype: Stored = None
+) -> None:
+    """Convert BAAI/Emu3.5-Image: zipar convert emu3.5-image MODEL_DIR TOKENIZER_DIR [WORDS_DIR] OUT."""
+    _emu35(model, image_tokenizer, directories, dtype, image=True)
+
+
+def _emu35(model: Path, image_tokenizer: Path, directories: list[Path], dtype: DType | None, image: bool) -> None:
+    words, out = _optional(directories, "TOKENIZER_DIR", "WORDS_DIR", "with emu3.tiktoken")
+    outputs.check_directory(out)
+
+    from zipar.conversion.emu35 import convert
+    from zipar.models.emu35 import GENERAL, IMAGE
+
+    sampling = IMAGE if image else GENERAL
+    _tell(out, convert(model, image_tokenizer, out, words=words, sampling=sampling, dtype=_torch(dtype)))
+
+
 @app.command("llamagen")
 def llamagen(
     gpt: Annotated[
@@ -143,12 +189,7 @@ def llamagen(
     dtype: Stored = None,
 ) -> None:
     """Convert a LlamaGen: zipar convert llamagen GPT.pt VQ.pt [T5_DIR] OUT --image-size 384."""
-    if len(directories) > 2:
-        raise ZipARError(f"{len(directories)} paths after VQ.pt: give [T5_DIR] OUT, two at most")
-    *text_encoder, out = directories
-    if text_encoder and not text_encoder[0].is_dir():
-        raise ZipARError(f"{text_encoder[0]} is no directory: give that of the T5 encoder, or leave it out")
-
+    text_encoder, out = _optional(directories, "VQ.pt", "T5_DIR", "of the T5 encoder")
     outputs.check_directory(out)
 
     from zipar.conversion.llamagen import convert
@@ -156,7 +197,7 @@ def llamagen(
     formats = convert(
         gpt,
         vq,
-        text_encoder[0] if text_encoder else None,
+        text_encoder,
         out,
         image_size=int(image_size.value) if image_size else None,
         heads=heads,
@@ -190,6 +231,16 @@ def anole(source: ChameleonSource, vqgan: VQGAN, out: Out, dtype: Stored = None)
     from zipar.models.lumina_mgpt import Anole
 
     _tell(out, convert(source, vqgan, out, family=Anole, dtype=_torch(dtype)))
+
+
+def _optional(directories: list[Path], before: str, name: str, what: str) -> tuple[Path | None, Path]:
+    """``[NAME] OUT`` behind the argument ``before``: the directory ``what``, if it is given, and the one to make."""
+    if len(directories) > 2:
+        raise ZipARError(f"{len(directories)} paths after {before}: give [{name}] OUT, two at most")
+    *given, out = directories
+    if given and not given[0].is_dir():
+        raise ZipARError(f"{given[0]} is no directory: give that {what}, or leave it out")
+    return given[0] if given else None, out
 
 
 def _torch(dtype: DType | None) -> "torch.dtype | None":

@@ -1,6 +1,5 @@
 """Conversion of the published Emu3 to the layout of transformers, running none of the code published with it."""
 
-import base64
 import json
 import re
 from collections.abc import Iterator
@@ -18,30 +17,17 @@ from transformers import (
     Emu3ImageProcessor,
     Emu3Processor,
     GenerationConfig,
-    Qwen2Tokenizer,
 )
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from zipar.checkpoints.files import build, check_readable, check_tensors, read_config
+from zipar.conversion.emu_words import SPARE, check_vocabulary, read_settings, read_vocabulary, tokenizer
 from zipar.conversion.published import in_format, widest
 from zipar.errors import ZipARError
-from zipar.models.emu3 import AFTER_IMAGE, BEFORE_IMAGE, ROW_END, Emu3
+from zipar.models.emu3 import AFTER_IMAGE, BEFORE_IMAGE, Emu3
 from zipar.writing import new_directory
 
-PADDING = "<|endoftext|>"
 IMAGE = "<image>"
 """Stands for an image in transformers' prompts: the first spare word of the published vocabulary, which has none."""
-
-SPECIAL = (PADDING, "<|im_start|>", "<|im_end|>", IMAGE, *(f"<|extra_{i}|>" for i in range(1, 205)))
-"""The words after the ranked ones; those of the vision vocabulary come after them."""
-
-NAMED_IDS = {
-    "pad_token_id": PADDING,
-    "eol_token_id": ROW_END,
-    **dict(zip(("bos_token_id", "boi_token_id", "img_token_id"), BEFORE_IMAGE, strict=True)),
-    **dict(zip(("eof_token_id", "eoi_token_id", "eos_token_id"), AFTER_IMAGE, strict=True)),
-}
-"""What the published config calls them."""
 
 TEXT_SETTINGS = (
     "vocab_size",
@@ -113,22 +99,11 @@ def convert(model: Path, image_tokenizer: Path, out: Path, *, dtype: torch.dtype
         ZipARError: a file that is missing, damaged, or not what it should be, directories that do not belong
             together, or ``out`` exists. Nothing is written then.
     """
-    settings = _settings(model, "Emu3", "a language model of Emu3, such as BAAI/Emu3-Gen")
-    vision = _settings(image_tokenizer, "Emu3VisionVQ", "an image tokenizer of Emu3: BAAI/Emu3-VisionTokenizer")
+    settings = read_settings(model, "Emu3", "a language model of Emu3, such as BAAI/Emu3-Gen")
+    vision = read_settings(image_tokenizer, "Emu3VisionVQ", "an image tokenizer of Emu3: BAAI/Emu3-VisionTokenizer")
     vocabulary, merges = read_vocabulary(model)
-    for key, word in NAMED_IDS.items():
-        if settings.get(key) != vocabulary.get(word):
-            raise ZipARError(
-                f"{model}: {key} is {settings.get(key)}, but its vocabulary has {word} as {vocabulary.get(word)}: "
-                "fetch emu3.tiktoken, emu3_vision_tokens.txt and config.json again"
-            )
-    if settings.get("vocab_size") != len(vocabulary):
-        raise ZipARError(
-            f"{model}: vocab_size is {settings.get('vocab_size')}, but its vocabulary has {len(vocabulary)} words: "
-            "fetch emu3_vision_tokens.txt and config.json again"
-        )
-    if settings.get("rope_scaling") is not None:
-        raise ZipARError(f"{model} scales its rotary embedding, which no published Emu3 does: it is not supported")
+    check_vocabulary(vocabulary, settings, model)
+    vocabulary = {IMAGE if word == SPARE else word: token for word, token in vocabulary.items()}
     with build(model), torch.device("meta"):
         config = _config(settings, vision, vocabulary)
         network = Emu3ForConditionalGeneration(config)
@@ -147,47 +122,6 @@ def convert(model: Path, image_tokenizer: Path, out: Path, *, dtype: torch.dtype
     return formats
 
 
-def read_vocabulary(directory: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """The vocabulary of the published tokenizer, and the merges of its byte pairs, as transformers writes them.
-
-    ``emu3.tiktoken`` ranks words, sequences of bytes in base 64: of two neighbours whose union has a rank, those of
-    the least one are merged first. The words of ``emu3_vision_tokens.txt`` are whole.
-
-    Raises:
-        ZipARError: a file is missing or damaged.
-    """
-    ranked, named = directory / "emu3.tiktoken", directory / "emu3_vision_tokens.txt"
-    for path in (ranked, named):
-        check_readable(path, f"{path} is missing: fetch it from where the model is published")
-    try:
-        pairs = [line.split() for line in ranked.read_bytes().splitlines() if line]
-        ranks = {base64.b64decode(word, validate=True): int(rank) for word, rank in pairs}
-        whole = [*SPECIAL, *named.read_text(encoding="utf-8").split("\n")]
-    except ValueError as error:
-        raise ZipARError(f"{ranked} or {named} is damaged ({error}): fetch them again") from error
-    if sorted(ranks.values()) != list(range(len(ranks))):
-        raise ZipARError(f"{ranked} is damaged: its ranks are not 0 to {len(ranks) - 1}, fetch it again")
-    letters = bytes_to_unicode()
-    spelt = {word: "".join(letters[byte] for byte in word) for word in ranks}
-    merges = [
-        (spelt[word[:cut]], spelt[word[cut:]])
-        for word in sorted(ranks, key=ranks.__getitem__)
-        for cut in range(1, len(word))
-        if word[:cut] in ranks and word[cut:] in ranks
-    ]
-    vocabulary = {spelt[word]: rank for word, rank in ranks.items()}
-    for word in filter(None, map(str.strip, whole)):
-        vocabulary[word] = len(vocabulary)
-    return vocabulary, merges
-
-
-def _settings(directory: Path, kind: str, wanted: str) -> dict[str, Any]:
-    settings = read_config(directory)
-    if settings.get("model_type") != kind:
-        raise ZipARError(f"{directory} holds a model of type {settings.get('model_type')!r}: give {wanted}")
-    return settings
-
-
 def _config(settings: dict[str, Any], vision: dict[str, Any], vocabulary: dict[str, int]) -> Emu3Config:
     text_config = {name: settings[name] for name in TEXT_SETTINGS}
     text_config["rope_parameters"] = {"rope_type": "default", "rope_theta": settings["rope_theta"]}
@@ -197,27 +131,18 @@ def _config(settings: dict[str, Any], vision: dict[str, Any], vocabulary: dict[s
 
 
 def _processor(image_tokenizer: Path, vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Emu3Processor:
-    # the published tokenizer splits text and normalises it as that of Qwen2 does
-    tokenizer = Qwen2Tokenizer(
+    words = tokenizer(
         vocabulary,
-        merges,  # type: ignore[arg-type]  # pairs, as it does take them
-        bos_token=BEFORE_IMAGE[0],
-        eos_token=AFTER_IMAGE[2],
-        pad_token=PADDING,
-        padding_side="left",
-        extra_special_tokens={
-            "image_token": IMAGE,
-            "boi_token": BEFORE_IMAGE[1],
-            "image_wrapper_token": BEFORE_IMAGE[2],
-            "eof_token": AFTER_IMAGE[0],
-            "eoi_token": AFTER_IMAGE[1],
-        },
+        merges,
+        image_token=IMAGE,
+        boi_token=BEFORE_IMAGE[1],
+        image_wrapper_token=BEFORE_IMAGE[2],
+        eof_token=AFTER_IMAGE[0],
+        eoi_token=AFTER_IMAGE[1],
     )
-    first = vocabulary[PADDING]
-    tokenizer.add_tokens([word for word, i in vocabulary.items() if i >= first], special_tokens=True)
     settings = read_config(image_tokenizer, "preprocessor_config.json")
     kept = ("image_mean", "image_std", "min_pixels", "max_pixels", "spatial_factor")
-    return Emu3Processor(Emu3ImageProcessor(**{key: settings[key] for key in kept if key in settings}), tokenizer)
+    return Emu3Processor(Emu3ImageProcessor(**{key: settings[key] for key in kept if key in settings}), words)
 
 
 def _sources(directory: Path, names: tuple[tuple[str, str], ...], module: nn.Module) -> dict[str, Source]:

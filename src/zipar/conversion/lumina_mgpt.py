@@ -3,8 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -15,8 +14,16 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
-from zipar.checkpoints.files import build, check_readable, check_tensors, outline, read_config, read_tokenizer
-from zipar.conversion.published import Weights, count, in_format, read_pickle, shape_of, widest
+from zipar.checkpoints.files import build, check_tensors, outline, read_config, read_tokenizer
+from zipar.conversion.published import (
+    Weights,
+    find_shards,
+    in_format,
+    read_pickle,
+    vqgan_config,
+    widest,
+    write_shards,
+)
 from zipar.errors import ZipARError
 from zipar.image_tokenizers.chameleon import ChameleonImageDecoder
 from zipar.image_tokenizers.vq import VQConfig
@@ -64,10 +71,10 @@ def convert(
     if image_size < 32 or image_size % 32:
         raise ZipARError(f"image size {image_size} is not possible: a Chameleon needs a multiple of 32")
     tokenizer = read_tokenizer(source / "tokenizer.json")
-    shards = _shards(source)
+    shards = find_shards(source)
     weights, _ = read_pickle(vqgan, ["state_dict"])
     weights = {name: value for name, value in weights.items() if not name.startswith("loss.")}
-    tokenizer_config = _tokenizer_config(weights, vqgan)
+    tokenizer_config = vqgan_config(weights, vqgan, "image tokenizer of Chameleon")
     config = _decoder_config(source, tokenizer, tokenizer_config)
     with build(source), torch.device("meta"):
         model = ChameleonForConditionalGeneration(config)
@@ -104,44 +111,10 @@ def convert(
         save_file(image_decoder, scratch / "image_tokenizer.safetensors")
         (scratch / "decoder").mkdir()
         image_encoder = {ENCODER + name: value for name, value in encoder.items()}
-        _write_files(scratch / "decoder", chain(decoder_files(), [image_encoder]), len(shards) + 1)
+        write_shards(scratch / "decoder", chain(decoder_files(), [image_encoder]), len(shards) + 1)
         config.dtype = widest(formats)
         config.save_pretrained(scratch / "decoder")
     return formats
-
-
-def _write_files(directory: Path, files: Iterable[Weights], number: int) -> None:
-    """Write each of the ``number`` parts of a model's tensors to a file, and the index that transformers wants."""
-    index: dict[str, str] = {}
-    for i, tensors in enumerate(files, 1):
-        name = f"model-{i:05}-of-{number:05}.safetensors"
-        save_file(tensors, directory / name, metadata={"format": "pt"})
-        index.update(dict.fromkeys(tensors, name))
-    text = json.dumps({"metadata": {}, "weight_map": index}, indent=2) + "\n"
-    (directory / "model.safetensors.index.json").write_text(text, encoding="utf-8")
-
-
-def _shards(source: Path) -> list[Path]:
-    """The safetensors files that hold the decoder.
-
-    Raises:
-        ZipARError: there are none, or not all.
-    """
-    index = source / "model.safetensors.index.json"
-    if not index.is_file():
-        alone = source / "model.safetensors"
-        check_readable(alone, f"{source} holds no weights: model.safetensors or its index is missing")
-        return [alone]
-    check_readable(index, f"{index} is missing")
-    with build(index):
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        if not names or any(Path(name).name != name for name in names):
-            raise ZipARError(f"{index} names no files beside it: fetch it again")
-    if missing := [name for name in names if not (source / name).is_file()]:
-        raise ZipARError(
-            f"{source} lacks {len(missing)} of the {len(names)} files of its weights, such as {missing[0]}"
-        )
-    return [source / name for name in names]
 
 
 def _outline(shard: Path) -> Weights:
@@ -189,24 +162,3 @@ def _decoder_config(source: Path, tokenizer: Tokenizer, image_tokenizer: VQConfi
     with build(source):
         given = {**kept, "vocabulary_map": vocabulary, "vq_config": vq_config}
         return ChameleonConfig.from_dict({**given, "architectures": ["ChameleonForConditionalGeneration"]})
-
-
-def _tokenizer_config(weights: Weights, source: Path) -> VQConfig:
-    """The shape of the image tokenizer.
-
-    Raises:
-        ZipARError: these are not the weights of Chameleon's image tokenizer.
-    """
-    shape = partial(shape_of, weights, source, "image tokenizer of Chameleon")
-    codebook_size, codebook_dim = shape("quantize.embedding.weight", 2)
-    channels = shape("decoder.conv_out.weight", 4)[1]
-    levels = count(weights, "decoder.up.")
-    widths = [shape(f"decoder.up.{level}.block.0.conv1.weight", 4)[0] for level in range(levels)]
-    return VQConfig(
-        codebook_size,
-        codebook_dim,
-        channels,
-        tuple(width // channels for width in widths),
-        count(weights, "decoder.up.0.block.") - 1,
-        shape("decoder.conv_in.weight", 4)[1],
-    )

@@ -1,19 +1,22 @@
-"""Reading published files: pickles that run no code, and what the shapes of tensors tell."""
+"""Published files: pickles that run no code, weights in several files, and what the shapes of tensors tell."""
 
 import argparse
+import json
 import re
 import warnings
 import zipfile
-from collections.abc import Collection, Sequence
-from functools import reduce
+from collections.abc import Collection, Iterable, Sequence
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-from zipar.checkpoints.files import check_readable
+from zipar.checkpoints.files import build, check_readable
 from zipar.errors import ZipARError
+from zipar.image_tokenizers.vq import VQConfig
 
 Weights = dict[str, Tensor]
 
@@ -91,3 +94,58 @@ def widest(formats: Collection[torch.dtype]) -> torch.dtype:
 def count(weights: Weights, parent: str) -> int:
     """How many numbered children the module ``parent`` (which ends with a dot) has."""
     return len({name[len(parent) :].split(".")[0] for name in weights if name.startswith(parent)})
+
+
+def vqgan_config(weights: Weights, source: Path, what: str) -> VQConfig:
+    """The shape of the image decoder that is ``what``, by the names that taming-transformers gives to its parts.
+
+    Raises:
+        ZipARError: these are not the weights of one.
+    """
+    shape = partial(shape_of, weights, source, what)
+    codebook_size, codebook_dim = shape("quantize.embedding.weight", 2)
+    channels = shape("decoder.conv_out.weight", 4)[1]
+    levels = count(weights, "decoder.up.")
+    widths = [shape(f"decoder.up.{level}.block.0.conv1.weight", 4)[0] for level in range(levels)]
+    return VQConfig(
+        codebook_size,
+        codebook_dim,
+        channels,
+        tuple(width // channels for width in widths),
+        count(weights, "decoder.up.0.block.") - 1,
+        shape("decoder.conv_in.weight", 4)[1],
+    )
+
+
+def find_shards(source: Path) -> list[Path]:
+    """The safetensors files that hold the decoder.
+
+    Raises:
+        ZipARError: there are none, or not all.
+    """
+    index = source / "model.safetensors.index.json"
+    if not index.is_file():
+        alone = source / "model.safetensors"
+        check_readable(alone, f"{source} holds no weights: model.safetensors or its index is missing")
+        return [alone]
+    check_readable(index, f"{index} is missing")
+    with build(index):
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if not names or any(Path(name).name != name for name in names):
+            raise ZipARError(f"{index} names no files beside it: fetch it again")
+    if missing := [name for name in names if not (source / name).is_file()]:
+        raise ZipARError(
+            f"{source} lacks {len(missing)} of the {len(names)} files of its weights, such as {missing[0]}"
+        )
+    return [source / name for name in names]
+
+
+def write_shards(directory: Path, files: Iterable[Weights], number: int) -> None:
+    """Write each of the ``number`` parts of a model's tensors to a file, and the index that transformers wants."""
+    index: dict[str, str] = {}
+    for i, tensors in enumerate(files, 1):
+        name = f"model-{i:05}-of-{number:05}.safetensors"
+        save_file(tensors, directory / name, metadata={"format": "pt"})
+        index.update(dict.fromkeys(tensors, name))
+    text = json.dumps({"metadata": {}, "weight_map": index}, indent=2) + "\n"
+    (directory / "model.safetensors.index.json").write_text(text, encoding="utf-8")

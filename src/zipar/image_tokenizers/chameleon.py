@@ -1,4 +1,4 @@
-"""Chameleon's image decoder: codebook indices -> pixels, 16 x 16 of them a token.
+"""Chameleon's image decoder, and Emu3.5's: codebook indices -> pixels, 16 x 16 of them a token.
 
 The decoding half of the VQGAN of Gafni et al. ("Make-A-Scene", ECCV 2022), which Chameleon (arXiv 2405.09818)
 and its descendants share. Transformers has the encoding half only. Parameter names are those of Meta's
@@ -21,12 +21,13 @@ PUBLISHED = VQConfig(codebook_size=8192, codebook_dim=256)
 class ChameleonImageDecoder(nn.Module):
     """Grids of codebook indices, int64 (batch, rows, columns), -> pixels (batch, 3, height, width) in [-1, 1]."""
 
-    def __init__(self, config: VQConfig = PUBLISHED) -> None:
+    def __init__(self, config: VQConfig = PUBLISHED, *, attention: bool = False) -> None:
+        """``attention``: at the lowest resolution too, as Emu3.5 has it."""
         super().__init__()
         self.config = config
         self.quantize = nn.ModuleDict({"embedding": nn.Embedding(config.codebook_size, config.codebook_dim)})
         self.post_quant_conv = nn.Conv2d(config.codebook_dim, config.latent_channels, 1)
-        self.decoder = Decoder(config)
+        self.decoder = Decoder(config, attention=attention)
 
     def decode(self, indices: Tensor) -> Tensor:
         """Pixels, float (batch, 3, height, width) and roughly in [-1, 1], of codebook indices."""

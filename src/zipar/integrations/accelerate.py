@@ -83,18 +83,18 @@ def accelerate(model: Any, strategy: Strategy | str | None = None) -> Accelerati
     ``return_dict_in_generate`` there are sequences alone. Text generation is left as it is. Sampling draws
     its seeds from torch's global generator.
 
-    An image is wanted where Janus's ``generation_mode`` says so, and where the prompts of Emu3 and of a Chameleon
-    (Lumina-mGPT, Anole) end at the first token of an image: with Emu3's ``return_for_image_generation``, or with
-    Chameleon's begin-of-image and Lumina-mGPT's size. Emu3 needs no ``prefix_allowed_tokens_fn`` then, and takes the
-    documented one. GLM-Image always writes an image, of the grids that ``image_grid_thw`` tells; codes alone are
-    drawn, so that none ends early. ``max_new_tokens`` cuts their sequences as ever; ``max_length``, 20 more by
-    default, does not.
+    An image is wanted where Janus's ``generation_mode`` says so, and where the prompts of Emu3, Emu3.5 and of a
+    Chameleon (Lumina-mGPT, Anole) end at the first token of an image: with Emu3's ``return_for_image_generation``,
+    with Emu3.5's ``<|image token|>``, or with Chameleon's begin-of-image and Lumina-mGPT's size. Emu3 needs no
+    ``prefix_allowed_tokens_fn`` then, and takes the documented one. GLM-Image always writes an image, of the grids that
+    ``image_grid_thw`` tells; codes alone are drawn, so that none ends early. ``max_new_tokens`` cuts their sequences as
+    ever; ``max_length``, 20 more by default, does not.
 
     Args:
         model: a ``JanusForConditionalGeneration``, ``Emu3ForConditionalGeneration``,
-            ``ChameleonForConditionalGeneration`` or ``GlmImageForConditionalGeneration``, plain or compiled, on any
-            devices; one of peft around it, whose adapters count; or a ``GlmImagePipeline`` of diffusers, whose
-            autoregressive stage is meant.
+            ``ChameleonForConditionalGeneration`` or ``GlmImageForConditionalGeneration``, or the ``Qwen3ForCausalLM``
+            that ``zipar convert`` makes of an Emu3.5, plain or compiled, on any devices; one of peft around it, whose
+            adapters count; or a ``GlmImagePipeline`` of diffusers, whose autoregressive stage is meant.
         strategy: the order of decoding, or its name, such as "zipar:8"; None for ``zipar.DEFAULT``.
 
     Accelerations of one model may be nested, and undone in any order. A copy of an accelerated model is accelerated

@@ -15,9 +15,11 @@ from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
 from zipar.models.backbone import TransformersModel
 from zipar.models.emu3 import BEFORE_IMAGE, Emu3
+from zipar.models.emu35 import Emu35, names_images
 from zipar.models.glm_image import GlmImage
 from zipar.models.janus import Janus
 from zipar.models.lumina_mgpt import Anole, Chameleon, LuminaMGPT
+from zipar.models.mixed_modal import MixedModal
 
 _T = TypeVar("_T")
 
@@ -47,6 +49,10 @@ class Family(ABC):
     """Of its config."""
     arguments: ClassVar[frozenset[str]] = frozenset()
     """Arguments of ``generate`` that other families would refuse."""
+
+    def knows(self, model: Any) -> bool:
+        """Whether a model of the class is one that writes images."""
+        return True
 
     @abstractmethod
     def wanted(self, model: Any, arguments: dict[str, Any]) -> bool:
@@ -149,6 +155,29 @@ class Emu3Family(Family):
 
     def write(self, visual: Emu3, call: Call, tokens: Tensor) -> Tensor:
         return _continued(call, visual.vocabulary_ids(tokens))
+
+
+class Emu35Family(Family):
+    """A Qwen3 whose config names what is around an image; a prompt that ends with a size asks for an image of it."""
+
+    model_type = "qwen3"
+    arguments = frozenset({"negative_prompt_attention_mask", "negative_prompt_ids"})
+
+    def knows(self, model: Any) -> bool:
+        return names_images(model.config)
+
+    def wanted(self, model: Any, arguments: dict[str, Any]) -> bool:
+        return bool((_prompts(model, arguments)[:, -1:] == model.config.img_token_id).any())
+
+    def visual(self, model: Any, call: Call) -> Emu35:
+        return Emu35(model)
+
+    def read(self, visual: Emu35, call: Call) -> tuple[Prefix, TokenGrid]:
+        # as transformers does without a negative prompt
+        return _prefix(visual, call, call.input_ids[:, -1:]), visual.grid_of(call.input_ids)
+
+    def write(self, visual: Emu35, call: Call, tokens: Tensor) -> Tensor:
+        return _continued(call, visual.written(tokens))
 
 
 class ChameleonFamily(Family):
@@ -290,7 +319,8 @@ class GlmImageFamily(Family):
 
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (JanusFamily(), Emu3Family(), ChameleonFamily(), GlmImageFamily())
+    family.model_type: family
+    for family in (JanusFamily(), Emu3Family(), Emu35Family(), ChameleonFamily(), GlmImageFamily())
 }
 
 
@@ -301,7 +331,7 @@ def family_of(model: PreTrainedModel) -> Family:
         ZipARError: none that is supported.
     """
     kind = getattr(getattr(model, "config", None), "model_type", None)
-    if kind not in FAMILIES or not isinstance(model, GenerationMixin):
+    if kind not in FAMILIES or not isinstance(model, GenerationMixin) or not FAMILIES[kind].knows(model):
         raise ZipARError(
             f"{type(model).__name__} is no model of transformers whose images zipar can decode; "
             f"give one that generates, of type {', '.join(FAMILIES)}, and of a wrapper the model inside"
@@ -326,7 +356,7 @@ def _prompts(model: Any, arguments: dict[str, Any]) -> Tensor:
     return ids.gather(1, places.remainder(max(ids.shape[1], 1)))
 
 
-def _prefix(visual: Emu3 | Chameleon, call: Call, unconditional: Tensor) -> Prefix:
+def _prefix(visual: Emu3 | MixedModal, call: Call, unconditional: Tensor) -> Prefix:
     """The prompts, and if guided the negative ones, or else ``unconditional``, int64 (images, length).
 
     Raises:

@@ -14,6 +14,7 @@ from zipar.models.clips import Clips
 from zipar.models.commavq import CommaVQ
 from zipar.models.cosmos import Cosmos
 from zipar.models.emu3 import Emu3
+from zipar.models.emu35 import Emu35
 from zipar.models.glm_image import GlmImage
 from zipar.models.janus import Janus
 from zipar.models.llamagen import LlamaGen
@@ -21,7 +22,7 @@ from zipar.models.lumina_mgpt import Anole, LuminaMGPT
 from zipar.models.packing import pack
 
 FAMILIES: dict[str, type[VisualModel]] = {
-    model.family: model for model in (LlamaGen, Janus, Emu3, LuminaMGPT, Anole, GlmImage, Clips, CommaVQ, Cosmos)
+    model.family: model for model in (LlamaGen, Janus, Emu3, Emu35, LuminaMGPT, Anole, GlmImage, Clips, CommaVQ, Cosmos)
 }
 
 _PIPELINE = "model_index.json"
@@ -99,7 +100,8 @@ def family(directory: Path) -> type[VisualModel]:
         )
     if kind == "Emu3":
         raise ZipARError(
-            f"{directory} holds an Emu3 in the layout of its authors: `zipar convert emu3` makes it loadable"
+            f"{directory} holds an Emu3 or Emu3.5 in the layout of its authors: `zipar convert emu3`, `zipar convert "
+            "emu3.5` or `zipar convert emu3.5-image` makes it loadable"
         )
     if kind not in FAMILIES:
         raise ZipARError(

@@ -5,7 +5,7 @@ after each. The modules are transformers' ``Emu3ForConditionalGeneration``.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -131,19 +131,13 @@ class Emu3(TransformersModel):
             ZipARError: a prompt names no size, or another one than the others.
         """
         held = self.model.config.vocabulary_map
-        begin, end = held[BEFORE_IMAGE[1]], held[BEFORE_IMAGE[2]]
         names = {token: name for name, token in held.items()}
-        sizes: set[str] = set()
-        for row in input_ids.tolist():
-            start = len(row) - row[::-1].index(begin) if begin in row else 0
-            words = "".join(names.get(token, "?") for token in row[start:-1])
-            sizes.add(words if start and row[-1] == end and re.fullmatch(r"[1-9]\d*\*[1-9]\d*", words) else "")
-        if len(sizes) != 1 or "" in sizes:
+        size = size_named(input_ids, names, held[BEFORE_IMAGE[1]], held[BEFORE_IMAGE[2]])
+        if size is None:
             raise ZipARError(
                 "the prompts should all end with one size of an image: make them with return_for_image_generation=True"
             )
-        rows, columns = map(int, sizes.pop().split("*"))
-        return self.grid(rows * self.downsampling, columns * self.downsampling)
+        return self.grid(size[0] * self.downsampling, size[1] * self.downsampling)
 
     def vocabulary_ids(self, tokens: Tensor) -> Tensor:
         """Tokens as sequences hold them -> ids of the vocabulary, both int64 of one shape."""
@@ -168,6 +162,25 @@ class Emu3(TransformersModel):
         shift, scale = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (mean, std))
         pixels = (images.float() * scale + shift) * 255
         return to_bytes(pixels).permute(0, 2, 3, 1)
+
+
+def size_named(input_ids: Tensor, names: Mapping[int, str], begin: int, end: int) -> tuple[int, int] | None:
+    """The rows and columns of tokens that all prompts, int64 (rows, length), end with; None where they differ.
+
+    Args:
+        names: what digits and the ``*`` between them are called, by their ids.
+        begin: the id before a size.
+        end: the id behind it.
+    """
+    sizes: set[str] = set()
+    for row in input_ids.tolist():
+        start = len(row) - row[::-1].index(begin) if begin in row else 0
+        words = "".join(names.get(token, "?") for token in row[start:-1])
+        sizes.add(words if start and row[-1] == end and re.fullmatch(r"[1-9]\d*\*[1-9]\d*", words) else "")
+    if len(sizes) != 1 or "" in sizes:
+        return None
+    rows, columns = map(int, sizes.pop().split("*"))
+    return rows, columns
 
 
 def _vocabulary(config: Any, visual: dict[int, int]) -> tuple[list[int], list[int]]:

@@ -10,32 +10,23 @@ sequences hold. ``vocabulary_ids`` and ``tokens`` translate.
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import ChameleonForConditionalGeneration
 
-from zipar.checkpoints.files import build, read_config, read_tensors, read_tokenizer
-from zipar.checkpoints.pretrained import load_model
-from zipar.decoding.decodable import Prefix
 from zipar.decoding.sampling import Sampling
 from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
 from zipar.image_tokenizers.chameleon import ChameleonImageDecoder, code_ids
-from zipar.image_tokenizers.vq import VQConfig
-from zipar.models.backbone import TransformersModel
-from zipar.models.base import configured, to_bytes, tokenized
-
-TOKEN_SIDE = 16
-"""Pixels along a side of the square that an image token stands for."""
+from zipar.models.base import configured, to_bytes
+from zipar.models.mixed_modal import TOKEN_SIDE, MixedModal
 
 
-class Chameleon(TransformersModel):
-    """What its families share: one vocabulary, a decoder of transformers, and Meta's image decoder."""
+class Chameleon(MixedModal):
+    """What its families share: the vocabulary of Chameleon, transformers' decoder, and Meta's image decoder."""
 
     network = ChameleonForConditionalGeneration
     sampling: ClassVar[Sampling]
@@ -59,59 +50,25 @@ class Chameleon(TransformersModel):
         Raises:
             ZipARError: the parts do not fit each other, or the vocabulary is not that of the family.
         """
-        super().__init__(model, model.model)
-        self.tokenizer, self.image_tokenizer = tokenizer, image_tokenizer
-        self.image_size = (image_size, image_size)
+        names: dict[str, int] = model.config.vocabulary_map or {}
+        ids = code_ids(names)
+        first, last = int(ids.min()), int(ids.max())
+        if last >= min(first + len(ids), model.config.vocab_size):
+            raise ZipARError(
+                f"the vocabulary's {len(ids)} image tokens should have consecutive ids below "
+                f"{model.config.vocab_size}, but they have some from {first} to {last}"
+            )
+        super().__init__(model, tokenizer, image_tokenizer, len(ids), first)
+        self.names, self.image_size = names, (image_size, image_size)
         self.defaults = defaults or configured(self.sampling, model.generation_config)
-        self.names: dict[str, int] = model.config.vocabulary_map or {}
-        ids = code_ids(self.names)
-        self.codebook_size, self.first = len(ids), int(ids.min())
-        if int(ids.max()) >= min(self.first + self.codebook_size, model.config.vocab_size):
-            raise ZipARError(
-                f"the vocabulary's {self.codebook_size} image tokens should have consecutive ids below "
-                f"{model.config.vocab_size}, but they have some from {self.first} to {int(ids.max())}"
-            )
-        if image_tokenizer is not None and image_tokenizer.config.codebook_size != self.codebook_size:
-            raise ZipARError(
-                f"the image decoder knows {image_tokenizer.config.codebook_size} codes, "
-                f"the vocabulary {self.codebook_size}: they do not belong together"
-            )
-        if image_tokenizer is not None and image_tokenizer.config.downsampling != TOKEN_SIDE:
-            raise ZipARError(
-                f"the image decoder makes {image_tokenizer.config.downsampling} pixels of a token's side: "
-                f"a Chameleon needs {TOKEN_SIDE}"
-            )
         self.code_of: Tensor
         self.register_buffer("code_of", ids.argsort().to(self.device), persistent=False)
-        self.head_rows = slice(self.first, self.first + self.codebook_size)
         self.start, self.end = self.id_of("<racm3:break>"), self.id_of("<eoss>")
         self.beginning, self.turn_end = self.id_of("<s>"), self.id_of("<reserved08706>")
 
     @classmethod
-    def load(cls, directory: Path, dtype: torch.dtype, device: torch.device) -> "Chameleon":
-        settings, image_tokenizer = cls._settings(directory)
-        image_tokenizer.load_state_dict(
-            read_tensors(directory / "image_tokenizer.safetensors", image_tokenizer), assign=True
-        )
-        tokenizer = read_tokenizer(directory / "tokenizer.json")
-        model = load_model(cls.network, directory / "decoder", dtype)
-        image_tokenizer = image_tokenizer.to(device, torch.float32)  # as the authors run it
-        return cls(model.to(device), tokenizer, image_tokenizer, **settings).eval().requires_grad_(False)
-
-    @classmethod
-    def outline(cls, directory: Path) -> "Chameleon":
-        settings, image_tokenizer = cls._settings(directory)
-        model = cls.without_weights(directory / "decoder")
-        return cls(model, None, image_tokenizer, **settings)
-
-    @classmethod
-    def _settings(cls, directory: Path) -> tuple[dict[str, Any], ChameleonImageDecoder]:
-        """Arguments that ``config.json`` holds, and the image decoder without weights."""
-        config = read_config(directory)
-        with build(directory):
-            settings = {"image_size": int(config["image_size"]), "defaults": Sampling(**config["sampling"])}
-            with torch.device("meta"):
-                return settings, ChameleonImageDecoder(VQConfig(**config["image_tokenizer"]))
+    def settings(cls, config: dict[str, Any]) -> dict[str, Any]:
+        return {"image_size": int(config["image_size"])}
 
     @abstractmethod
     def request(self, text: str, grid: TokenGrid) -> str:
@@ -120,10 +77,6 @@ class Chameleon(TransformersModel):
     @abstractmethod
     def header(self, grid: TokenGrid) -> list[int]:
         """The token ids between the prompt and the image."""
-
-    @abstractmethod
-    def unconditional(self, grid: TokenGrid) -> list[int]:
-        """The token ids before an image that nothing is said of."""
 
     def id_of(self, name: str) -> int:
         """The vocabulary's id of a token.
@@ -137,7 +90,6 @@ class Chameleon(TransformersModel):
         return token
 
     def vocabulary_ids(self, tokens: Tensor) -> Tensor:
-        """Tokens as sequences hold them -> ids of the vocabulary, both int64 of one shape."""
         return tokens + self.first
 
     def tokens(self, ids: Tensor) -> Tensor:
@@ -160,62 +112,23 @@ class Chameleon(TransformersModel):
         ]
         return torch.cat([around[0], self.vocabulary_ids(sequences), around[1]], dim=1)
 
-    def prefix(
-        self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, guided: bool, grid: TokenGrid
-    ) -> Prefix:
-        if negative_prompts is not None and not guided:
-            raise ZipARError("a negative prompt does nothing at guidance scale 1: raise the scale or leave it out")
-        sequences = [self._sequence(text, grid) for text in [*prompts, *(negative_prompts or ())]]
-        if guided and negative_prompts is None:
-            sequences += [self.unconditional(grid)] * len(prompts)
-        length = max(map(len, sequences))
-        ids = torch.tensor([[0] * (length - len(row)) + row for row in sequences])
-        valid = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in sequences])
-        return self.prompt(ids, valid)
-
-    def prompt(self, input_ids: Tensor, attention_mask: Tensor) -> Prefix:
-        """The prefix of prompts that are token ids already, int64 (rows, length) each, padded on the left."""
-        embeddings = self.decoder.get_input_embeddings()(input_ids.to(self.device))
-        return Prefix(embeddings, attention_mask.to(self.device).bool())
-
-    def _sequence(self, text: str, grid: TokenGrid) -> list[int]:
-        if self.tokenizer is None:
-            raise ZipARError(
-                f"this {type(self).__name__} was made without a tokenizer and takes no prompts: give it one"
-            )
-        encode = self.tokenizer.encode
-        words = tokenized(lambda texts: encode(self.request(texts[0], grid), add_special_tokens=False).ids, [text])
+    def conditional(self, prompt: str, grid: TokenGrid) -> list[int]:
+        words = self.read(prompt, self.request(prompt, grid))
         sequence = [self.beginning, *words, self.turn_end, *self.header(grid)]
         room = self.model.config.max_position_embeddings - grid.slots
         if len(sequence) > room:  # positions go on, and so do the authors: only trained on they were not
             warnings.warn(
-                f"the prompt {text[:40]!r} takes {len(sequence)} tokens, but beside an image of this size "
+                f"the prompt {prompt[:40]!r} takes {len(sequence)} tokens, but beside an image of this size "
                 f"the model was trained on {room} at most",
                 stacklevel=2,
             )
         return sequence
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        embedded: Tensor = self.decoder.get_input_embeddings()(self.vocabulary_ids(tokens))
-        return embedded
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self.head(hidden)
-
-    def exact(self) -> list[nn.Module]:
-        return [] if self.image_tokenizer is None else [self.image_tokenizer]
-
     def codes(self, tokens: Tensor) -> Tensor:
         return self.code_of[tokens]
 
     def pixels(self, tokens: Tensor) -> Tensor:
-        if self.image_tokenizer is None:
-            raise ZipARError(
-                f"this {type(self).__name__} was made without an image decoder, which transformers has not: "
-                "load a directory that `zipar convert` made, or give it a ChameleonImageDecoder"
-            )
-        pixels = self.image_tokenizer.decode(tokens)
-        return to_bytes(((pixels + 1) * 127.5).round()).permute(0, 2, 3, 1)
+        return to_bytes(((self.decoded(tokens) + 1) * 127.5).round()).permute(0, 2, 3, 1)
 
 
 class LuminaMGPT(Chameleon):
