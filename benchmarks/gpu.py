@@ -2,9 +2,10 @@
 
     python benchmarks/gpu.py --output benchmarks/results
 
-Random weights are made on the device, bfloat16, with guidance. They accept no sensible drafts, so ``--acceptance``
-says how often a guess comes true. Results go into ``gpu.json`` and ``gpu.md`` after each shape and batch; a run that
-was cut off goes on where it stopped if it is started again with the same options. ``--toy`` tries all of it on a CPU.
+Random weights are made on the device, bfloat16, with guidance where the model has it. They accept no sensible drafts, so
+``--acceptance`` says how often a guess comes true. Results go into ``gpu.json`` and ``gpu.md`` after each shape and
+batch; a run that was cut off goes on where it stopped if it is started again with the same options. ``--toy`` tries all
+of it on a CPU.
 """
 
 import argparse
@@ -27,6 +28,8 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import (
     Emu3Config,
     Emu3ForConditionalGeneration,
+    GlmImageConfig,
+    GlmImageForConditionalGeneration,
     JanusConfig,
     JanusForConditionalGeneration,
     JanusVisionConfig,
@@ -45,6 +48,7 @@ from zipar.grid import TokenGrid
 from zipar.image_tokenizers.vq import VQConfig, VQModel
 from zipar.models.base import VisualModel
 from zipar.models.emu3 import AFTER_IMAGE, BEFORE_IMAGE, ROW_END, Emu3
+from zipar.models.glm_image import GlmImage
 from zipar.models.janus import Janus
 from zipar.models.llamagen import LlamaGen, LlamaGenConfig, Transformer
 
@@ -75,6 +79,7 @@ class Shape:
 
 
 CLASS, JANUS, EMU3 = Sampling(4.0, top_k=2000), Sampling(5.0), Sampling(3.0, top_k=2048)
+GLM = Sampling(temperature=0.9, top_p=0.75)
 SHAPES = {
     "LlamaGen-XL": Shape("llamagen", 36, 1280, 20, 0, 24, 1, CLASS),
     "LlamaGen-3B": Shape("llamagen", 24, 3200, 32, 0, 24, 1, CLASS),
@@ -82,11 +87,14 @@ SHAPES = {
     "Janus-Pro-7B": Shape("janus", 30, 4096, 32, 11008, 24, 32, JANUS, None, 102400),
     # its own grid is 90 x 90, which takes minutes an image
     "Emu3-8B": Shape("emu3", 32, 4096, 32, 14336, 32, 64, EMU3, 8, 184622, 32768),
+    # the large grid of 1024 x 1024 pixels, behind 100 tokens of text and the small grid
+    "GLM-Image": Shape("glm_image", 40, 4096, 32, 13696, 32, 100 + 256, GLM, 2, 168064),
 }
 TOYS = {
     "toy LlamaGen": Shape("llamagen", 2, 32, 4, 0, 6, 1, Sampling(4.0, top_k=20), None, 0, 64),
     "toy Janus": Shape("janus", 2, 32, 4, 48, 6, 3, Sampling(5.0), None, 64, 64),
     "toy Emu3": Shape("emu3", 2, 32, 4, 48, 6, 3, Sampling(3.0), 2, 128, 64),
+    "toy GLM-Image": Shape("glm_image", 2, 32, 4, 48, 6, 3, GLM, 2, 128, 64),
 }
 
 
@@ -176,7 +184,7 @@ def build(shape: Shape, device: torch.device, dtype: torch.dtype) -> VisualModel
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            model = {"llamagen": _llamagen, "janus": _janus, "emu3": _emu3}[shape.family](shape)
+            model = BUILDERS[shape.family](shape)
     finally:
         torch.set_default_dtype(default)
     model.eval().requires_grad_(False)
@@ -238,6 +246,35 @@ def _emu3(shape: Shape) -> VisualModel:
     return Emu3(Emu3ForConditionalGeneration(config))
 
 
+def _glm_image(shape: Shape) -> VisualModel:
+    half = shape.dim // shape.heads // 4  # of a head's channels half are turned, in pairs
+    axes = [half // 4, *[(half - half // 4) // 2] * 2]
+    text = _llama(shape) | {
+        "num_key_value_heads": shape.kv_heads,
+        "vision_vocab_size": shape.codebook + 2,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.5,
+            "mrope_section": axes,
+        },
+    }
+    config = GlmImageConfig(
+        text_config=text,
+        vision_config={"depth": 1, "hidden_size": 16, "num_heads": 1, "intermediate_size": 16},
+        vq_config={"embed_dim": 8, "num_embeddings": shape.codebook, "latent_channels": 16},
+    )
+    return GlmImage(GlmImageForConditionalGeneration(config)).of(grid_of(shape))
+
+
+BUILDERS: dict[str, Callable[[Shape], VisualModel]] = {
+    "llamagen": _llamagen,
+    "janus": _janus,
+    "emu3": _emu3,
+    "glm_image": _glm_image,
+}
+
+
 def _llama(shape: Shape) -> dict[str, Any]:
     return {
         "vocab_size": shape.text_vocabulary,
@@ -260,12 +297,22 @@ def grid_of(shape: Shape) -> TokenGrid:
     return TokenGrid(shape.side, shape.side, row_end=row_end, frame_end=tuple(end))
 
 
+def prefix_of(shape: Shape, batch: int, device: torch.device, dtype: torch.dtype) -> Prefix:
+    """Noise in place of what precedes the images."""
+    rows = batch * (1 + shape.sampling.guided)
+    embeddings = torch.randn(rows, shape.prefix, shape.dim, device=device, dtype=dtype) * 0.02
+    positions = None
+    if shape.family == "glm_image":
+        positions = torch.arange(shape.prefix, device=device)[None, :, None].repeat(rows, 1, 3)
+    return Prefix(embeddings, torch.ones(rows, shape.prefix, dtype=torch.bool, device=device), positions=positions)
+
+
 def weight_bytes(model: VisualModel) -> int:
     """Bytes of the weights that every pass reads: of embeddings a few rows alone, which do not count."""
     read = [module for part in model.stepped() for module in part.modules() if not isinstance(module, nn.Embedding)]
     weights = {id(weight): weight for module in read for weight in module.parameters(recurse=False)}
     total = sum(weight.nbytes for weight in weights.values())
-    if isinstance(model, Emu3):
+    if isinstance(model, Emu3 | GlmImage):
         total += model.model.lm_head.weight[model.head_rows].nbytes
     return total
 
@@ -418,8 +465,7 @@ def measure(
     device, dtype, grid = model.device, model.dtype, grid_of(shape)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    embeddings = torch.randn(2 * batch, shape.prefix, shape.dim, device=device, dtype=dtype) * 0.02
-    prefix = Prefix(embeddings, torch.ones(2 * batch, shape.prefix, dtype=torch.bool, device=device))
+    prefix = prefix_of(shape, batch, device, dtype)
     bench = Bench(model, shape, strategy, batch, prefix, cuda_graphs)
     cold = bench.run(settings.passes_limit if cuda_graphs else min(4, settings.passes_limit))
     runs = [bench.run(settings.passes_limit) for _ in range(settings.repeats)]
@@ -509,7 +555,7 @@ def table(report: Row) -> str:
     about = settings["machine"]
     lines = [
         f"Machine: {about['device']}, torch {about['torch']}, driver {about['driver']}. Random weights, "
-        f"{'float32' if settings['toy'] else 'bfloat16'}, guidance (two rows an image), median of "
+        f"{'float32' if settings['toy'] else 'bfloat16'}, guidance (two rows an image; GLM-Image has none), median of "
         f"{settings['repeats']} after a warm-up. Copies within the device: {report['copy_bytes_a_second'] / 1e9:,.0f} "
         "GB/s, read and written bytes counted; the limit of a pass is the time that weights and the cache entries it "
         f"reads, on average, take at that speed. Runs stop after {settings['passes_limit']} passes: a * marks seconds "

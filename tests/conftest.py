@@ -13,6 +13,7 @@ from hypothesis import settings
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    ByT5Tokenizer,
     ChameleonConfig,
     ChameleonForConditionalGeneration,
     Emu3Config,
@@ -599,6 +600,47 @@ def glm_directory(tmp_path_factory):
         model.lm_head.weight[GLM_CODES:] = 0  # as likely as the mean code, so that none ends its image
     model.save_pretrained(directory / "vision_language_encoder")
     return directory
+
+
+@pytest.fixture(scope="session")
+def glm_pipeline_directory(glm_directory, tmp_path_factory):
+    """A whole random GLM-Image in the layout that it is published in."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    model = GlmImageForConditionalGeneration.from_pretrained(glm_directory / "vision_language_encoder")
+    model.generation_config.update(do_sample=True, top_k=1)  # what is drawn does not depend on whose noise it is
+    pipe = diffusers.GlmImagePipeline(
+        tokenizer=ByT5Tokenizer(),
+        processor=GlmImageProcessor.from_pretrained(glm_directory / "processor"),
+        text_encoder=T5EncoderModel(T5Config(vocab_size=384, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)),
+        vision_language_encoder=model,
+        vae=diffusers.AutoencoderKL(
+            block_out_channels=(4, 4, 4, 4),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=2,
+            latents_mean=[0.0] * 4,
+            latents_std=[1.0] * 4,
+            mid_block_add_attention=False,
+        ),
+        transformer=diffusers.GlmImageTransformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            text_embed_dim=16,
+            time_embed_dim=8,
+            condition_dim=4,
+            prior_vq_quantizer_codebook_size=64,
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+    )
+    out = tmp_path_factory.mktemp("pipeline")
+    pipe.save_pretrained(out)
+    return out
 
 
 GLM_PIXELS = {"shortest_edge": 8**2, "longest_edge": 32**2}

@@ -17,14 +17,15 @@ from torch import Tensor
 from zipar.arguments import flag, function, instance, listed, refusal, shown, text, whole
 from zipar.checkpoints.tuned import tuned
 from zipar.decoding.decodable import Prefix
-from zipar.decoding.engine import Progress, decode
+from zipar.decoding.engine import Progress
 from zipar.decoding.names import strategy_of
-from zipar.decoding.sampling import NEXT, Sampling
+from zipar.decoding.sampling import Sampling
 from zipar.decoding.strategy import Strategy
 from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
 from zipar.models import auto
 from zipar.models.base import VideoModel, VisualModel, in_own_precision
+from zipar.models.decodings import decodings
 from zipar.videos import Video, given_frames
 
 MOST_IMAGES = 65_536
@@ -250,36 +251,40 @@ class Pipeline:
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(self.model.device)
         started = time.perf_counter()
-        negatives, guided = call.negatives, call.sampling.guided
+        model, negatives, sampling = self.model, call.negatives, self.model.drawn(call.sampling)
+        images = [slice(i, i + 1) for i in range(len(call.seeds))] if call.deterministic else [slice(None)]
 
         def prefix(part: slice) -> Prefix:
             opening = {} if given is None else {"given": given[part]}
-            return self.model.prefix(call.prompts[part], negatives and negatives[part], guided, grid, **opening)
+            return model.prefix(call.prompts[part], negatives and negatives[part], sampling.guided, grid, **opening)
 
-        if call.deterministic:
-            prefixes = Prefix.joined([prefix(slice(i, i + 1)) for i in range(len(call.seeds))])
-        else:
-            prefixes = prefix(slice(None))
+        prefixes = Prefix.joined([prefix(part) for part in images])
         encoding = time.perf_counter() - started
-        decoded = decode(
-            *(self.model, prefixes, grid, call.strategy, call.sampling, [seed + number * NEXT for seed in call.seeds]),
-            call.told,
+        done = decodings(
+            *(model, prefixes, model.grids(grid), call.strategy, sampling, call.seeds, call.told),
+            first=number,
             deterministic=call.deterministic,
-            cuda_graphs=self.cuda_graphs and self.model.capturable(),
+            cuda_graphs=self.cuda_graphs and model.capturable(),
         )
-        born = self.model.pick(decoded.born, grid) + call.passes
-        codes = self.model.codes(self.model.pick(decoded.tokens, grid))
+
+        def total(name: str) -> Any:
+            return sum(getattr(each.decoded, name) for each in done)
+
+        last = done[-1].decoded
+        born = model.pick(last.born, grid) + call.passes + total("forward_passes") - last.forward_passes
+        codes = model.codes(model.pick(last.tokens, grid))
         started = time.perf_counter()
-        parts = codes.split(1) if call.deterministic else [codes]
-        pixels = torch.cat([self.model.pixels(part).cpu() for part in parts])
+        scale = call.sampling.guidance_scale
+        painted = [model.painted(codes[part], call.prompts[part], call.seeds[part], scale).cpu() for part in images]
+        pixels = torch.cat(painted)
         call.costs.append(
             DecodingStats(
-                forward_passes=decoded.forward_passes,
-                slots=grid.slots,
-                slots_evaluated=decoded.slots_evaluated,
-                rejections=decoded.rejections,
-                prefill_seconds=encoding + decoded.prefill_seconds,
-                decode_seconds=decoded.decode_seconds,
+                forward_passes=total("forward_passes"),
+                slots=sum(each.grid.slots for each in done),
+                slots_evaluated=total("slots_evaluated"),
+                rejections=total("rejections"),
+                prefill_seconds=encoding + total("prefill_seconds"),
+                decode_seconds=total("decode_seconds"),
                 vision_seconds=time.perf_counter() - started,
                 peak_memory_bytes=torch.cuda.max_memory_allocated(self.model.device) if on_gpu else _peak_memory(),
             )

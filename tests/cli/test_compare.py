@@ -110,3 +110,12 @@ def test_other_files_of_clips_end_in_one_line(zipar, clips_directory, tmp_path, 
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert ".gif" in err
     assert not list(tmp_path.iterdir())
+
+
+def test_both_grids_of_glm_image(zipar, glm_pipeline_directory, tmp_path):
+    asked = ("--model", glm_pipeline_directory, "--size", "64x96", "-s", "zipar:19", "--stats", "x.json")
+    assert zipar("compare", "a red fox", *asked)[0] == 0
+    raster, wide = json.loads((tmp_path / "x.json").read_text())["strategies"]
+    assert raster["forward_passes"] == wide["forward_passes"] == 13 * 19 + 2 * 3
+    assert (raster["tokens_per_pass"], wide["as_raster"]) == (1, 1)
+    assert wide["vision_seconds"] > 0

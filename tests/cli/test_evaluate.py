@@ -254,3 +254,12 @@ def test_what_clips_cannot_go_on_from_ends_in_one_line(evaluate_clips, tmp_path,
     code, out, err = evaluate_clips("-s", "zipar:2", *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert message in err
+
+
+def test_both_grids_of_glm_image(zipar, prompts, glm_pipeline_directory, tmp_path):
+    asked = ("--model", glm_pipeline_directory, "--size", "64x96", "--images", 2, "--temperature", 1, "--top-k", 0)
+    assert zipar("eval", prompts, *asked, "-s", "zipar:1", "-o", "out")[0] == 0
+    raster, zipar_1 = json.loads((tmp_path / "out" / "report.json").read_text())["strategies"]
+    assert [raster["forward_passes"], zipar_1["forward_passes"]] == [13 * 19 + 2 * 3, 2 * 19 + 11 + 2 * 3]
+    assert zipar_1["gap"]["value"] > 0.2
+    assert Image.open(tmp_path / "out" / "images.png").width > 2 * 96

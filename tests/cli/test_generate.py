@@ -306,3 +306,22 @@ def test_models_without_words_take_no_prompt(zipar, clips_directory, monkeypatch
     monkeypatch.setattr("zipar.models.clips.Clips.wordless", True)
     assert zipar(*asked) == (0, "", "")
     assert "takes no prompt" in zipar("prompts", "-m", clips_directory)[1]
+
+
+def test_both_grids_of_glm_image(zipar, glm_pipeline_directory, tmp_path):
+    asked = ("--model", glm_pipeline_directory, "--size", "64x96", "--window", 1, "--seed", 7)
+    files = ("--tokens", "fox.npy", "--stats", "fox.json", "--animate", "fox.gif")
+    code, out, err = zipar("generate", 'a "red" fox', *asked, *files, "--guidance-scale", 2)
+    passes = 2 * 19 + 11 * 1 + 2 * 3
+    assert (code, err) == (0, "")
+    assert out.startswith(f"zipar.png: {passes} forward passes instead of {13 * 19 + 2 * 3}, ")
+    expected = library.pipeline(glm_pipeline_directory, device="cpu")(
+        'a "red" fox', strategy=library.ZipAR(1), seed=7, height=64, width=96, guidance_scale=2
+    )
+    assert np.array_equal(np.load("fox.npy"), expected.tokens)
+    assert np.array_equal(Image.open("zipar.png"), expected.images[0])
+    stats = json.loads((tmp_path / "fox.json").read_text())
+    assert (stats["forward_passes"], stats["sampling"]["guidance_scale"]) == (passes, 2.0)
+    assert Image.open("fox.gif").size[0] > 96
+    code, out, err = zipar("generate", "fox", "--model", glm_pipeline_directory, "--negative-prompt", "bird")
+    assert (code, out, err.count("\n")) == (2, "", 1)

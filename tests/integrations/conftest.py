@@ -92,7 +92,7 @@ def passes(monkeypatch):
         taken.append(found.forward_passes)
         return found
 
-    monkeypatch.setattr("zipar.integrations.generate.decode", decode)
+    monkeypatch.setattr("zipar.models.decodings.decode", decode)
     return taken
 
 

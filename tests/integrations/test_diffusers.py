@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from transformers import ByT5Tokenizer, GlmImageForConditionalGeneration, GlmImageProcessor, T5Config, T5EncoderModel
 
 import zipar
 from zipar import Raster, ZipAR
@@ -16,48 +15,8 @@ SIZE = {"height": 64, "width": 96}
 
 
 @pytest.fixture(scope="module")
-def directory(glm_directory, tmp_path_factory):
-    """In the layout that it is published in."""
-    torch.manual_seed(0)
-    model = GlmImageForConditionalGeneration.from_pretrained(glm_directory / "vision_language_encoder")
-    model.generation_config.update(do_sample=True, top_k=1)  # what is drawn does not depend on whose noise it is
-    pipe = diffusers.GlmImagePipeline(
-        tokenizer=ByT5Tokenizer(),
-        processor=GlmImageProcessor.from_pretrained(glm_directory / "processor"),
-        text_encoder=T5EncoderModel(T5Config(vocab_size=384, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)),
-        vision_language_encoder=model,
-        vae=diffusers.AutoencoderKL(
-            block_out_channels=(4, 4, 4, 4),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=1,
-            latent_channels=4,
-            norm_num_groups=2,
-            latents_mean=[0.0] * 4,
-            latents_std=[1.0] * 4,
-            mid_block_add_attention=False,
-        ),
-        transformer=diffusers.GlmImageTransformer2DModel(
-            in_channels=4,
-            out_channels=4,
-            num_layers=1,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            text_embed_dim=16,
-            time_embed_dim=8,
-            condition_dim=4,
-            prior_vq_quantizer_codebook_size=64,
-        ),
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
-    )
-    out = tmp_path_factory.mktemp("pipeline")
-    pipe.save_pretrained(out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def pipe(directory):
-    loaded = diffusers.GlmImagePipeline.from_pretrained(directory)
+def pipe(glm_pipeline_directory):
+    loaded = diffusers.GlmImagePipeline.from_pretrained(glm_pipeline_directory)
     loaded.set_progress_bar_config(disable=True)
     return loaded
 
@@ -86,6 +45,7 @@ def test_several_prompts_in_fewer_passes(pipe, passes):
     assert passes == [2 * 19 + 11 * 2, 2 * 3]
 
 
-def test_the_stages_directory_is_planned(directory):
-    grids = auto.outline(directory).grids(1024, 1024)
+def test_the_stages_directory_is_planned(glm_pipeline_directory):
+    outline = auto.outline(glm_pipeline_directory)
+    grids = outline.grids(outline.grid(1024, 1024))
     assert [(grid.rows, grid.columns) for grid in grids] == [(16, 16), (32, 32)]

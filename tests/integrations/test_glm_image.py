@@ -246,7 +246,7 @@ def test_sampling_follows_torchs_global_seed(model, inputs):
         ({"negative_prompt_ids": torch.ones(2, 3, dtype=torch.int64)}, "negative_prompt_ids .* cannot be honoured"),
         ({"num_beams": 2}, r"num_beams \(2\) cannot be honoured"),
         ({"prefix_allowed_tokens_fn": lambda *_: [1]}, "prefix_allowed_tokens_fn .* cannot be honoured"),
-        ({"image_grid_thw": torch.tensor([[1, 30, 30], [1, 3, 4]] * 2)}, "leaves no room for an image of 900"),
+        ({"image_grid_thw": torch.tensor([[1, 30, 30], [1, 3, 4]] * 2)}, "leaves no room for an image of 912"),
     ],
     ids=lambda value: value if isinstance(value, str) else ", ".join(value),
 )

@@ -1,4 +1,4 @@
-"""Reads checkpoints that transformers wrote, where transformers itself would make up what is missing."""
+"""Reads checkpoints that transformers or diffusers wrote, where they themselves would make up what is missing."""
 
 import os
 from pathlib import Path
@@ -10,13 +10,28 @@ from transformers import PreTrainedModel
 from zipar.checkpoints.files import check_readable
 from zipar.errors import ZipARError, reason
 
+PIPELINE = "model_index.json"
+"""What a pipeline of diffusers has in place of a ``config.json``."""
 
-def load_model(
-    kind: type[PreTrainedModel], directory: Path, dtype: torch.dtype, use_safetensors: bool | None = True
-) -> Any:
-    """A model with all its weights, on the CPU, with no code but that of transformers.
+
+def load_diffusers(wanted: str) -> Any:
+    """diffusers, without which all but what is ``wanted`` can be used.
+
+    Raises:
+        ZipARError: it is missing or broken.
+    """
+    try:
+        import diffusers
+    except Exception as error:  # it imports much, which may raise all kinds
+        raise ZipARError(f'{wanted} needs diffusers ({reason(error)}): pip install "zipar-torch[glm]"') from error
+    return diffusers
+
+
+def load_model(kind: Any, directory: Path, dtype: torch.dtype, use_safetensors: bool | None = True) -> Any:
+    """A model with all its weights, on the CPU, with no code but that of its library.
 
     Args:
+        kind: a ``PreTrainedModel`` of transformers, or a ``ModelMixin`` of diffusers.
         use_safetensors: None to take a pickle where there are no safetensors.
 
     Raises:
@@ -26,7 +41,7 @@ def load_model(
     try:
         loaded: Any = kind.from_pretrained(
             directory,
-            dtype=dtype,
+            **{"dtype" if issubclass(kind, PreTrainedModel) else "torch_dtype": dtype},
             local_files_only=True,
             use_safetensors=use_safetensors,
             output_loading_info=True,

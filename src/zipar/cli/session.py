@@ -43,7 +43,7 @@ class Session:
     sampling: Sampling
     size: tuple[int, int]
     grids: list[TokenGrid]
-    """Of each decoding: an image takes one, a clip more where it goes on past its model's context."""
+    """Of each decoding: of an image, its own last; of a clip, more where it goes on past its model's context."""
     frames: int | None
     """Of a clip; None of an image."""
     given: list[list[Image.Image]]
@@ -179,7 +179,7 @@ def makes_clips(model: str) -> bool:
     Raises:
         ZipARError: there is no such model.
     """
-    return issubclass(auto.family(auto.find(model)), VideoModel)
+    return issubclass(auto.family(auto.find(model, weights=False)), VideoModel)
 
 
 def grids_of(model: VisualModel, size: tuple[int, int], frames: int | None, given: int) -> list[TokenGrid]:
@@ -192,7 +192,7 @@ def grids_of(model: VisualModel, size: tuple[int, int], frames: int | None, give
         return model.decodings(*size, frames or model.frames, given)
     if frames is not None or given:
         raise ZipARError("this model makes images, which have no frames: leave the options of clips out")
-    return model.grids(*size)
+    return model.grids(model.grid(*size))
 
 
 def given_of(files: Sequence[Path] | None, last: int | None) -> list[list[Image.Image]]:
@@ -250,7 +250,7 @@ def study(started: Session, images: int | None, batch_size: int, folder: Path) -
         ZipARError: fewer than two images, which have no confidence interval, or a prompt that the model does not know.
     """
     model = started.pipe.model
-    if len(started.grids) > 1:
+    if started.clips and len(started.grids) > 1:
         raise ZipARError(
             f"clips of {started.frames} frames take {len(started.grids)} decodings, and what is measured takes one: "
             f"give --frames {getattr(model, 'context', 1)} at most"
@@ -268,7 +268,7 @@ def study(started: Session, images: int | None, batch_size: int, folder: Path) -
         stamp=stamp(started.directory),
         prompts=[prompts[i % len(prompts)] for i in range(count)],
         sampling=started.sampling,
-        grid=started.grids[0],
+        grid=started.grids[-1],
         seed=started.seed,
         batch_size=batch_size,
         folder=folder,

@@ -18,13 +18,14 @@ from zipar.arguments import keep, text, whole
 from zipar.checkpoints.files import check_readable
 from zipar.checkpoints.tuned import FILE
 from zipar.decoding import names
-from zipar.decoding.engine import Progress, decode
+from zipar.decoding.engine import Progress
 from zipar.decoding.sampling import Sampling
 from zipar.decoding.strategy import Strategy
 from zipar.errors import ZipARError, reason
 from zipar.evaluation.fidelity import likelihood
 from zipar.grid import TokenGrid
 from zipar.models.base import VideoModel, VisualModel, in_own_precision
+from zipar.models.decodings import decodings
 from zipar.writing import write
 
 
@@ -106,23 +107,27 @@ class Study:
         self, strategy: Strategy, prompts: list[str], seed: int, callback: Callable[[Progress], None] | None
     ) -> Batch:
         model, grid, count = self.model, self.grid, len(prompts)
+        sampling, seeds = model.drawn(self.sampling), range(seed, seed + count)
         started = time.perf_counter()
-        prefix = model.prefix(prompts, None, self.sampling.guided, grid, **self._opening(seed, count))
+        prefix = model.prefix(prompts, None, sampling.guided, grid, **self._opening(seed, count))
         graphs = self.cuda_graphs and model.capturable()
-        seeds = range(seed, seed + count)
-        decoded = decode(model, prefix, grid, strategy, self.sampling, seeds, callback, cuda_graphs=graphs)
-        codes = model.codes(model.pick(decoded.tokens, grid))
-        images = model.pixels(codes).cpu().numpy()
+        done = decodings(model, prefix, model.grids(grid), strategy, sampling, seeds, callback, cuda_graphs=graphs)
+        codes = model.codes(model.pick(done[-1].decoded.tokens, grid))
+        images = model.painted(codes, prompts, seeds, self.sampling.guidance_scale).cpu().numpy()
         seconds = time.perf_counter() - started
-        found = likelihood(model, prefix, grid, decoded.tokens, self.sampling)
+        figures = []
+        for each in done:
+            found = likelihood(each.model, each.prefix, each.grid, each.decoded.tokens, sampling)
+            divergence = found.divergence(each.decoded.log_probabilities, each.grid)
+            figures.append({**found._asdict(), "divergence": divergence})
+        weights = [each.grid.tokens for each in done]
         return Batch(
             images=images,
             tokens=codes.cpu().numpy().astype(np.int32),
-            **{name: figures.cpu().numpy() for name, figures in found._asdict().items()},
-            divergence=found.divergence(decoded.log_probabilities, grid).cpu().numpy(),
-            forward_passes=decoded.born.max(1).values.cpu().numpy() + 1,
-            slots_evaluated=np.full(count, decoded.slots_evaluated),
-            rejections=np.full(count, decoded.rejections / count),
+            **{name: np.average([found[name].cpu() for found in figures], 0, weights) for name in figures[0]},
+            forward_passes=np.sum([each.decoded.born.max(1).values.cpu().numpy() + 1 for each in done], 0),
+            slots_evaluated=np.full(count, sum(each.decoded.slots_evaluated for each in done)),
+            rejections=np.full(count, sum(each.decoded.rejections for each in done) / count),
             seconds=np.full(count, seconds / count),
         )
 

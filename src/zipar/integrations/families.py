@@ -66,24 +66,13 @@ class Family(ABC):
             ZipARError: the call asks for no image.
         """
 
-    def decoded(self, visual: Any, call: Call, decode: Callable[[Any, Prefix, TokenGrid], Tensor]) -> Tensor:
-        """All tokens that a call asks for, int64 (images, slots).
-
-        Args:
-            decode: a model, a prefix, and a grid behind it -> the tokens of that grid.
+    @abstractmethod
+    def read(self, visual: Any, call: Call) -> tuple[Prefix, list[TokenGrid]]:
+        """The prefix of a call, with the unconditional branch if it is guided, and the grids to decode, in turn.
 
         Raises:
             ZipARError: the call cannot be honoured.
         """
-        return decode(visual, *self.read(visual, call))
-
-    def read(self, visual: Any, call: Call) -> tuple[Prefix, TokenGrid]:
-        """The prefix of a call, with the unconditional branch if it is guided, and the one grid that it asks for.
-
-        Raises:
-            ZipARError: the call cannot be honoured.
-        """
-        raise NotImplementedError
 
     @abstractmethod
     def write(self, visual: Any, call: Call, tokens: Tensor) -> Tensor:
@@ -108,11 +97,11 @@ class JanusFamily(Family):
     def visual(self, model: Any, call: Call) -> Janus:
         return Janus(model)
 
-    def read(self, visual: Janus, call: Call) -> tuple[Prefix, TokenGrid]:
+    def read(self, visual: Janus, call: Call) -> tuple[Prefix, list[TokenGrid]]:
         grid = visual.grid(*visual.image_size)
         if call.guided:
-            return visual.guided_prompt(call.input_ids, call.valid, call.config), grid
-        return visual.prompt(call.input_ids, call.valid), grid
+            return visual.guided_prompt(call.input_ids, call.valid, call.config), [grid]
+        return visual.prompt(call.input_ids, call.valid), [grid]
 
     def write(self, visual: Janus, call: Call, tokens: Tensor) -> Tensor:
         return tokens
@@ -146,12 +135,12 @@ class Emu3Family(Family):
     def visual(self, model: Any, call: Call) -> Emu3:
         return Emu3(model)
 
-    def read(self, visual: Emu3, call: Call) -> tuple[Prefix, TokenGrid]:
+    def read(self, visual: Emu3, call: Call) -> tuple[Prefix, list[TokenGrid]]:
         grid = visual.grid_of(call.input_ids)
         for constraint in call.constraints:
             _check_constraint(visual, constraint, call.input_ids, grid)
         # without a negative prompt, transformers lets the unconditional branch start with the last token alone
-        return _prefix(visual, call, call.input_ids[:, -1:]), grid
+        return _prefix(visual, call, call.input_ids[:, -1:]), [grid]
 
     def write(self, visual: Emu3, call: Call, tokens: Tensor) -> Tensor:
         return _continued(call, visual.vocabulary_ids(tokens))
@@ -203,10 +192,10 @@ class ChameleonFamily(Family):
             "of a size for Lumina-mGPT: pad them on the left, and ask for text in a call of its own"
         )
 
-    def read(self, visual: Any, call: Call) -> tuple[Prefix, TokenGrid]:
+    def read(self, visual: Any, call: Call) -> tuple[Prefix, list[TokenGrid]]:
         grid = visual.grid_of(call.input_ids) if isinstance(visual, LuminaMGPT) else visual.grid(*visual.image_size)
         unconditional = torch.tensor([visual.unconditional(grid)]).expand(len(call.input_ids), -1)
-        return _prefix(visual, call, unconditional), grid
+        return _prefix(visual, call, unconditional), [grid]
 
     def write(self, visual: Chameleon, call: Call, tokens: Tensor) -> Tensor:
         return _continued(call, F.pad(visual.vocabulary_ids(tokens), (0, 1), value=visual.end))
@@ -239,7 +228,7 @@ class GlmImageFamily(Family):
             )
         return GlmImage(model)
 
-    def decoded(self, visual: GlmImage, call: Call, decode: Callable[[Any, Prefix, TokenGrid], Tensor]) -> Tensor:
+    def read(self, visual: GlmImage, call: Call) -> tuple[Prefix, list[TokenGrid]]:
         sizes = self._sizes(call)
         held = [int(count) for count in ((call.input_ids == visual.end) & call.valid).sum(1)]
         wanted = {tuple(theirs[count:][::-1]) for theirs, count in zip(sizes, held, strict=True)}
@@ -249,14 +238,7 @@ class GlmImageFamily(Family):
                 "those of the images that a prompt holds: make it with the processor, of one size for all"
             )
         sources = [theirs[:count] for theirs, count in zip(sizes, held, strict=True)]
-        prefix = visual.prompt(self._ids(visual, call, sources), call.valid, sources)
-        written: list[Tensor] = []
-        for grid in grids:
-            if written:
-                prefix = visual.followed(prefix, written[-1])
-            visual = visual.of(grid)
-            written.append(decode(visual, prefix, grid))
-        return torch.cat(written, 1)
+        return visual.prompt(self._ids(visual, call, sources), call.valid, sources), grids
 
     def write(self, visual: GlmImage, call: Call, tokens: Tensor) -> Tensor:
         return _continued(call, F.pad(tokens, (0, 1), value=visual.end))

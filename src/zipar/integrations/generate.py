@@ -1,6 +1,5 @@
 """Image decoding behind ``generate`` of transformers, as a callable for its ``custom_generate``."""
 
-from itertools import count
 from typing import Any
 
 import torch
@@ -20,15 +19,12 @@ from transformers import (
 )
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from zipar.decoding.decodable import Prefix
-from zipar.decoding.engine import decode
 from zipar.decoding.names import strategy_of
-from zipar.decoding.sampling import NEXT, Sampling
+from zipar.decoding.sampling import Sampling
 from zipar.decoding.strategy import Strategy
 from zipar.errors import ZipARError
-from zipar.grid import TokenGrid
 from zipar.integrations.families import Call, Family, family_of
-from zipar.models.backbone import TransformersModel
+from zipar.models.decodings import decodings
 
 _HONOURED = {
     *("bos_token_id", "do_sample", "eos_token_id", "guidance_scale", "num_return_sequences", "pad_token_id"),
@@ -102,17 +98,13 @@ def generate(
     _bring_back(model)
     visual = family.visual(model, call)
     graphs = not generation_config.disable_compile and visual.capturable()
-    images, number = len(input_ids), count()
+    images = len(input_ids)
     seeds = torch.randint(2**63 - 1, (images,)).tolist() if generation_config.do_sample else [0] * images
-
-    def decoded(visual: TransformersModel, prefix: Prefix, grid: TokenGrid) -> Tensor:
-        visual.fitting(prefix, grid)
-        further = next(number) * NEXT
-        theirs = [seed + further for seed in seeds]
-        return decode(visual, prefix, grid, strategy, sampling, theirs, cuda_graphs=graphs).tokens
-
     with torch.inference_mode(), torch.autocast(visual.device.type, enabled=False):
-        tokens = family.decoded(visual, call, decoded)
+        prefix, grids = family.read(visual, call)
+        visual.fitting(prefix, *grids)
+        done = decodings(visual, prefix, grids, strategy, sampling, seeds, cuda_graphs=graphs)
+        tokens = torch.cat([each.decoded.tokens for each in done], 1)
     # cloned: autograd refuses tensors made in inference mode, and the caller may not be in it
     sequences = family.write(visual, call, tokens.clone()).to(input_ids)
     if generation_config.return_dict_in_generate:

@@ -7,6 +7,7 @@ import torch
 import zipar.pretrained
 from zipar.arguments import path, shown
 from zipar.checkpoints.files import is_directory, read_config
+from zipar.checkpoints.pretrained import PIPELINE, load_diffusers
 from zipar.errors import ZipARError, reason
 from zipar.models import quantization
 from zipar.models.base import VisualModel
@@ -24,9 +25,6 @@ from zipar.models.packing import pack
 FAMILIES: dict[str, type[VisualModel]] = {
     model.family: model for model in (LlamaGen, Janus, Emu3, Emu35, LuminaMGPT, Anole, GlmImage, Clips, CommaVQ, Cosmos)
 }
-
-_PIPELINE = "model_index.json"
-"""What diffusers has in place of a ``config.json``."""
 
 
 def load(
@@ -82,7 +80,7 @@ def outline(name: str | Path) -> VisualModel:
     Raises:
         ZipARError: there is no such checkpoint, it is damaged, or its family is not supported.
     """
-    directory = find(name)
+    directory = find(name, weights=False)
     return family(directory).outline(_decoder(directory))
 
 
@@ -112,11 +110,11 @@ def family(directory: Path) -> type[VisualModel]:
 
 def _decoder(directory: Path) -> Path:
     """Where the model that writes tokens is: in a part of it, if it is a pipeline of diffusers."""
-    return directory / "vision_language_encoder" if (directory / _PIPELINE).exists() else directory
+    return directory / "vision_language_encoder" if (directory / PIPELINE).exists() else directory
 
 
-def find(name: str | Path) -> Path:
-    """The directory of a checkpoint; one that is only on the hub is downloaded first, of diffusers' the configs alone.
+def find(name: str | Path, weights: bool = True) -> Path:
+    """The directory of a checkpoint; one that is only on the hub is downloaded first, without ``weights`` its configs.
 
     An embedded name wins over a directory of that name here: that is ``./emoji``, or a ``Path``.
 
@@ -137,10 +135,14 @@ def find(name: str | Path) -> Path:
 
     try:
         configs = Path(snapshot_download(str(name), allow_patterns=["*.json"]))
-        if (configs / _PIPELINE).exists():
+        if not weights:
             return configs
+        if (configs / PIPELINE).exists():
+            load_diffusers(str(name))  # or tens of gigabytes would come for nothing
         patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
         return Path(snapshot_download(str(name), allow_patterns=patterns))
+    except ZipARError:
+        raise
     except HFValidationError as error:
         raise ZipARError(unknown) from error
     except Exception as error:  # of the hub, of the network, of the disk

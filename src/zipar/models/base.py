@@ -94,13 +94,21 @@ class VisualModel(ABC, nn.Module):
             ZipARError: the model makes no images of that size.
         """
 
-    def grids(self, height: int, width: int) -> list[TokenGrid]:
-        """All grids that are decoded for such an image, its own last.
+    def grids(self, grid: TokenGrid) -> list[TokenGrid]:
+        """All grids that are decoded for an image of ``grid``, one after the other: itself last."""
+        return [grid]
 
-        Raises:
-            ZipARError: the model makes no images of that size.
-        """
-        return [self.grid(height, width)]
+    def of(self, grid: TokenGrid) -> "VisualModel":
+        """What decodes this one of ``grids``."""
+        return self
+
+    def followed(self, prefix: Prefix, tokens: Tensor) -> Prefix:
+        """The prefix of the next of ``grids``: this one's with its tokens, int64 (images, slots), behind it."""
+        raise NotImplementedError
+
+    def drawn(self, sampling: Sampling) -> Sampling:
+        """How tokens are drawn for an image that is asked for so; guidance may be for what makes its pixels."""
+        return sampling
 
     @abstractmethod
     def prefix(
@@ -108,20 +116,22 @@ class VisualModel(ABC, nn.Module):
     ) -> Prefix:
         """The prefix of each prompt and, if ``guided``, of the unconditional branch, for an image of ``grid``.
 
+        Where ``grids`` has others before that, it is the first one's.
+
         Raises:
             ZipARError: a prompt that the model cannot take.
         """
 
-    def fitting(self, prefix: Prefix, grid: TokenGrid) -> Prefix:
-        """``prefix``, where the model has as many positions as it and an image of ``grid`` take.
+    def fitting(self, prefix: Prefix, *grids: TokenGrid) -> Prefix:
+        """``prefix``, where the model has as many positions as it and an image of ``grids`` take.
 
         Raises:
             ZipARError: it has not.
         """
-        longest = int(prefix.valid.sum(1).max())
-        if self.positions is not None and longest + grid.slots > self.positions:
+        longest, slots = int(prefix.valid.sum(1).max()), sum(grid.slots for grid in grids)
+        if self.positions is not None and longest + slots > self.positions:
             raise ZipARError(
-                f"a prompt of {longest} tokens leaves no room for an image of {grid.slots}, for this "
+                f"a prompt of {longest} tokens leaves no room for an image of {slots}, for this "
                 f"{type(self).__name__} reads {self.positions} at most: shorten the prompt, or make the image smaller"
             )
         return prefix
@@ -207,6 +217,14 @@ class VisualModel(ABC, nn.Module):
     @abstractmethod
     def pixels(self, tokens: Tensor) -> Tensor:
         """Codebook indices (images, rows, columns) -> uint8 pixels (images, height, width, 3)."""
+
+    def painted(self, tokens: Tensor, prompts: Sequence[str], seeds: Sequence[int], guidance_scale: float) -> Tensor:
+        """``pixels`` of images of these prompts, for models whose pixels depend on more than on codebook indices.
+
+        Args:
+            prompts, seeds: one an image; what chance has a part in belongs to the image's seed.
+        """
+        return self.pixels(tokens)
 
     def codes(self, tokens: Tensor) -> Tensor:
         """Tokens as the sequence holds them -> codebook indices, both int64 of one shape."""
