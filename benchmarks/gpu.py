@@ -2,8 +2,8 @@
 
     python benchmarks/gpu.py --output benchmarks/results
 
-Random weights are made on the device, bfloat16, with guidance where the model has it. They accept no sensible drafts, so
-``--acceptance`` says how often a guess comes true. Results go into ``gpu.json`` and ``gpu.md`` after each shape and
+Random weights are made on the device, bfloat16, with guidance where the model has it. They accept no sensible drafts,
+so ``--acceptance`` says how often a guess comes true. Results go into ``gpu.json`` and ``gpu.md`` after each shape and
 batch; a run that was cut off goes on where it stopped if it is started again with the same options. ``--toy`` tries all
 of it on a CPU.
 """
