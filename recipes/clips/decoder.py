@@ -90,7 +90,7 @@ def main() -> None:
     print(f"decoder: {parameters / 1e6:.2f} M parameters, {args.steps * args.batch} clips", flush=True)
     optimizers = model.optimizers(args.muon_rate, args.adam_rate)
     training.run(
-        args.build / "decoder.pt", model, optimizers, loss_of, steps=args.steps, decay=0.998, report=report, every=50
+        args.build / "decoder.pt", model, optimizers, loss_of, steps=args.steps, decay=0.99, report=report, every=50
     )
     print(f"averaged: {report(args.steps)}", flush=True)
     training.run(
