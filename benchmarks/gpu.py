@@ -35,6 +35,8 @@ from transformers import (
     JanusVisionConfig,
     JanusVQVAEConfig,
     LlamaConfig,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from zipar.decoding.decodable import Prefix
@@ -48,6 +50,8 @@ from zipar.grid import TokenGrid
 from zipar.image_tokenizers.vq import VQConfig, VQModel
 from zipar.models.base import VisualModel
 from zipar.models.emu3 import AFTER_IMAGE, BEFORE_IMAGE, ROW_END, Emu3
+from zipar.models.emu35 import IMAGE as EMU35
+from zipar.models.emu35 import NAMED_IDS, Emu35
 from zipar.models.glm_image import GlmImage
 from zipar.models.janus import Janus
 from zipar.models.llamagen import LlamaGen, LlamaGenConfig, Transformer
@@ -76,6 +80,8 @@ class Shape:
     kv_heads: int | None = None
     text_vocabulary: int = 0
     codebook: int = 16384
+    head_dim: int | None = None
+    """Of Qwen3, which does not derive it."""
 
 
 CLASS, JANUS, EMU3 = Sampling(4.0, top_k=2000), Sampling(5.0), Sampling(3.0, top_k=2048)
@@ -87,6 +93,7 @@ SHAPES = {
     "Janus-Pro-7B": Shape("janus", 30, 4096, 32, 11008, 24, 32, JANUS, None, 102400),
     # its own grid is 90 x 90, which takes minutes an image
     "Emu3-8B": Shape("emu3", 32, 4096, 32, 14336, 32, 64, EMU3, 8, 184622, 32768),
+    "Emu3.5-34B": Shape("emu3_5", 64, 5120, 64, 25600, 64, 64, EMU35, 8, 282926, 131072, 128),
     # the large grid of 1024 x 1024 pixels, behind 100 tokens of text and the small grid
     "GLM-Image": Shape("glm_image", 40, 4096, 32, 13696, 32, 100 + 256, GLM, 2, 168064),
 }
@@ -94,6 +101,7 @@ TOYS = {
     "toy LlamaGen": Shape("llamagen", 2, 32, 4, 0, 6, 1, Sampling(4.0, top_k=20), None, 0, 64),
     "toy Janus": Shape("janus", 2, 32, 4, 48, 6, 3, Sampling(5.0), None, 64, 64),
     "toy Emu3": Shape("emu3", 2, 32, 4, 48, 6, 3, Sampling(3.0), 2, 128, 64),
+    "toy Emu3.5": Shape("emu3_5", 2, 32, 4, 48, 6, 3, Sampling(5.0), 2, 128, 64, 16),
     "toy GLM-Image": Shape("glm_image", 2, 32, 4, 48, 6, 3, GLM, 2, 128, 64),
 }
 
@@ -246,6 +254,12 @@ def _emu3(shape: Shape) -> VisualModel:
     return Emu3(Emu3ForConditionalGeneration(config))
 
 
+def _emu35(shape: Shape) -> VisualModel:
+    first = shape.text_vocabulary - shape.codebook
+    ids = dict(zip(NAMED_IDS, (first - 3, first - 2, first - 1, first - 8), strict=True))
+    return Emu35(Qwen3ForCausalLM(Qwen3Config(**_llama(shape), **ids, head_dim=shape.head_dim)))
+
+
 def _glm_image(shape: Shape) -> VisualModel:
     half = shape.dim // shape.heads // 4  # of a head's channels half are turned, in pairs
     axes = [half // 4, *[(half - half // 4) // 2] * 2]
@@ -271,6 +285,7 @@ BUILDERS: dict[str, Callable[[Shape], VisualModel]] = {
     "llamagen": _llamagen,
     "janus": _janus,
     "emu3": _emu3,
+    "emu3_5": _emu35,
     "glm_image": _glm_image,
 }
 
@@ -291,10 +306,9 @@ def _llama(shape: Shape) -> dict[str, Any]:
 
 
 def grid_of(shape: Shape) -> TokenGrid:
-    if shape.family != "emu3":
-        return TokenGrid(shape.side, shape.side)
     row_end, *end = range(shape.codebook, shape.codebook + 4)
-    return TokenGrid(shape.side, shape.side, row_end=row_end, frame_end=tuple(end))
+    known = {"emu3": {"row_end": row_end, "frame_end": tuple(end)}, "emu3_5": {"row_end": row_end}}
+    return TokenGrid(shape.side, shape.side, **known.get(shape.family, {}))
 
 
 def prefix_of(shape: Shape, batch: int, device: torch.device, dtype: torch.dtype) -> Prefix:
@@ -312,7 +326,7 @@ def weight_bytes(model: VisualModel) -> int:
     read = [module for part in model.stepped() for module in part.modules() if not isinstance(module, nn.Embedding)]
     weights = {id(weight): weight for module in read for weight in module.parameters(recurse=False)}
     total = sum(weight.nbytes for weight in weights.values())
-    if isinstance(model, Emu3 | GlmImage):
+    if isinstance(model, Emu3 | Emu35 | GlmImage):
         total += model.model.lm_head.weight[model.head_rows].nbytes
     return total
 

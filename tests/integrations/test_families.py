@@ -1,4 +1,4 @@
-"""Emu3 and Chameleon with ours underneath: against transformers' own generation, and against the authors' code."""
+"""Emu3, Emu3.5 and Chameleon with ours underneath: against transformers' generation and the authors' code."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from transformers import (
     Emu3ForConditionalGeneration,
     Emu3Processor,
     LogitsProcessorList,
+    Qwen3ForCausalLM,
     TopKLogitsWarper,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
@@ -218,6 +219,44 @@ def test_a_prompt_padded_behind_its_image_is_no_text(emu3, chameleon, documented
         mask = torch.nn.functional.pad(torch.ones_like(ids), (0, 2))
         with zipar.accelerate(model), pytest.raises(ZipARError, match="pad on the left"):
             model.generate(input_ids=padded, attention_mask=mask, max_new_tokens=3)
+
+
+@pytest.mark.parametrize("negative", [True, False])
+def test_emu35_makes_the_images_of_a_constrained_qwen3(emu35_directory, emu35_recipe, passes, negative):
+    """What transformers' own guidance writes where nothing but an image is allowed, row ends and all."""
+    model, ids = Qwen3ForCausalLM.from_pretrained(emu35_directory / "decoder"), emu35_recipe.IDS
+    header = [ids["BOI"], 15 + ROWS, 9, 15 + COLUMNS, ids["IMG"]]
+    prompts = torch.tensor([[ids["BOS"], 64, 65, *header], [ids["BOS"], 66, 67, *header]])
+    visual = [*range(emu35_recipe.FIRST, model.config.vocab_size)]
+
+    def allowed(_, written):
+        row, column = divmod(len(written) - prompts.shape[1], COLUMNS + 1)
+        return visual if column < COLUMNS else [ids["EOL" if row < ROWS - 1 else "EOI"]]
+
+    asked = {"guidance_scale": 3.0, "max_new_tokens": ROWS * (COLUMNS + 1), "do_sample": False}
+    if negative:
+        asked["negative_prompt_ids"] = torch.tensor([[ids["BOS"], *header]] * 2)
+    own = model.generate(prompts, prefix_allowed_tokens_fn=allowed, **asked)
+    with zipar.accelerate(model, Raster()):
+        assert model.generate(prompts, **asked).equal(own)
+    with zipar.accelerate(model, ZipAR(2)):
+        found = model.generate(prompts, **asked)
+    assert found.shape == own.shape
+    assert (
+        found[:, COLUMNS + prompts.shape[1] :: COLUMNS + 1] == own[:, COLUMNS + prompts.shape[1] :: COLUMNS + 1]
+    ).all()
+    assert passes == [ROWS * COLUMNS, COLUMNS + 2 * (ROWS - 1)]
+
+
+def test_prompts_of_emu35_should_all_end_with_one_size(emu35_directory):
+    model = Qwen3ForCausalLM.from_pretrained(emu35_directory / "decoder")
+    for prompts in (
+        [[5, 528]],
+        [[529, 18, 9, 20, 528], [529, 18, 9, 21, 528]],
+        [[529, 18, 9, 20, 528], [5, 6, 7, 8, 9]],
+    ):
+        with zipar.accelerate(model), pytest.raises(ZipARError, match="should all end with one size of an image"):
+            model.generate(torch.tensor(prompts))
 
 
 def lumina_inputs(recipe):
