@@ -26,7 +26,7 @@ class WithoutImageEncoder(ChameleonForConditionalGeneration):
 class LuminaMGPT2(LuminaMGPT):
     """Lumina-mGPT 2.0. Prompts begin with what the config of its decoder says.
 
-    A guidance scale above 4 is one for the whole image; in the authors' code it falls to 4 on the way.
+    A guidance scale holds for the whole image; in the authors' code one above 4 falls to 4 on the way.
     """
 
     family = "lumina_mgpt2"
