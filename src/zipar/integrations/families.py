@@ -164,9 +164,9 @@ class Emu35Family(Family):
     def visual(self, model: Any, call: Call) -> Emu35:
         return Emu35(model)
 
-    def read(self, visual: Emu35, call: Call) -> tuple[Prefix, TokenGrid]:
+    def read(self, visual: Emu35, call: Call) -> tuple[Prefix, list[TokenGrid]]:
         # as transformers does without a negative prompt
-        return _prefix(visual, call, call.input_ids[:, -1:]), visual.grid_of(call.input_ids)
+        return _prefix(visual, call, call.input_ids[:, -1:]), [visual.grid_of(call.input_ids)]
 
     def write(self, visual: Emu35, call: Call, tokens: Tensor) -> Tensor:
         return _continued(call, visual.written(tokens))
