@@ -1,13 +1,10 @@
 """MoVQGAN's image decoder against its authors' code (see tests/data/lumina_mgpt2.py)."""
 
-import sys
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import load_file
 
-import zipar
 from zipar.image_tokenizers.movqgan import PUBLISHED, MoVQGANDecoder, renamed
 from zipar.image_tokenizers.vq import VQConfig
 
@@ -34,9 +31,3 @@ def test_pixels_are_those_of_the_authors(lumina_recipe):
     assert pixels.std() > 0.1
     together = model.decode(torch.cat([codes.flip(1), codes]))
     torch.testing.assert_close(together[1:], pixels, atol=1e-4, rtol=0)
-
-
-def test_without_diffusers_an_error_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "diffusers.models.autoencoders.vae", None)
-    with pytest.raises(zipar.ZipARError, match=r"needs diffusers .* pip install 'zipar-torch\[lumina\]'"):
-        MoVQGANDecoder()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,11 @@ class TestLoading:
         outline = auto.outline(copy)
         assert outline.grid(*SIZE).tokens == 32
         assert outline.device.type == "meta"
+
+    def test_without_diffusers_an_error_says_what_to_install(self, lumina2_directory, monkeypatch):
+        monkeypatch.setitem(sys.modules, "diffusers", None)
+        with pytest.raises(zipar.ZipARError, match=r'needs diffusers .*: pip install "zipar-torch\[lumina\]"'):
+            auto.load(lumina2_directory, device="cpu")
 
     @pytest.mark.parametrize("beginning", [None, 171392])
     def test_a_config_that_says_not_how_prompts_begin(self, lumina2_directory, tmp_path, beginning):

@@ -6,11 +6,9 @@ NeurIPS 2022), whose norms are scaled and shifted by the codes themselves. Its n
 """
 
 import re
-from typing import Any
 
 from torch import Tensor, nn
 
-from zipar.errors import ZipARError, reason
 from zipar.image_tokenizers.vq import VQConfig
 
 PUBLISHED = VQConfig(16384, 4, 256, (1, 2, 2, 4), 2, 4)
@@ -18,19 +16,17 @@ PUBLISHED = VQConfig(16384, 4, 256, (1, 2, 2, 4), 2, 4)
 
 
 class MoVQGANDecoder(nn.Module):
-    """Grids of codebook indices, int64 (batch, rows, columns), -> pixels (batch, 3, height, width) in [-1, 1].
-
-    Raises:
-        ZipARError: diffusers is not there.
-    """
+    """Grids of codebook indices, int64 (batch, rows, columns), -> pixels (batch, 3, height, width) in [-1, 1]."""
 
     def __init__(self, config: VQConfig = PUBLISHED) -> None:
+        from diffusers.models.autoencoders.vae import Decoder  # which all else does without
+
         super().__init__()
         self.config = config
         self.quantize = nn.ModuleDict({"embedding": nn.Embedding(config.codebook_size, config.codebook_dim)})
         self.post_quant_conv = nn.Conv2d(config.codebook_dim, config.latent_channels, 1)
         levels = len(config.channel_multipliers)
-        self.decoder = _library()(
+        self.decoder = Decoder(
             in_channels=config.latent_channels,
             up_block_types=("AttnUpDecoderBlock2D", *["UpDecoderBlock2D"] * (levels - 1)),
             block_out_channels=tuple(config.channels * multiplier for multiplier in config.channel_multipliers),
@@ -43,16 +39,6 @@ class MoVQGANDecoder(nn.Module):
         """Pixels, float (batch, 3, height, width) and roughly in [-1, 1], of codebook indices."""
         codes = self.quantize["embedding"](indices).permute(0, 3, 1, 2)
         return self.decoder(self.post_quant_conv(codes), codes)
-
-
-def _library() -> Any:
-    try:
-        from diffusers.models.autoencoders.vae import Decoder
-    except ImportError as error:
-        raise ZipARError(
-            f"the image decoder of Lumina-mGPT 2.0 needs diffusers ({reason(error)}): pip install 'zipar-torch[lumina]'"
-        ) from error
-    return Decoder
 
 
 _NAMES = {

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
+from zipar.checkpoints.pretrained import load_diffusers
 from zipar.decoding.sampling import Sampling
 from zipar.errors import ZipARError
 from zipar.image_tokenizers.movqgan import MoVQGANDecoder
@@ -38,6 +39,7 @@ class LuminaMGPT2(LuminaMGPT):
 
     @classmethod
     def image_decoder(cls, shape: VQConfig) -> MoVQGANDecoder:
+        load_diffusers("the image decoder of Lumina-mGPT 2.0", "lumina")
         return MoVQGANDecoder(shape)
 
     def first_id(self) -> int:
