@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import (
+    ChameleonConfig,
     Emu3Config,
     Emu3ForConditionalGeneration,
     GlmImageConfig,
@@ -47,6 +48,7 @@ from zipar.decoding.sampling import Draw, Sampling, gumbel
 from zipar.decoding.strategy import Evaluated, Schedule, Step, Strategy
 from zipar.decoding.zipar import ZipAR
 from zipar.grid import TokenGrid
+from zipar.image_tokenizers.chameleon import code_name
 from zipar.image_tokenizers.vq import VQConfig, VQModel
 from zipar.models.base import VisualModel
 from zipar.models.emu3 import AFTER_IMAGE, BEFORE_IMAGE, ROW_END, Emu3
@@ -55,6 +57,7 @@ from zipar.models.emu35 import NAMED_IDS, Emu35
 from zipar.models.glm_image import GlmImage
 from zipar.models.janus import Janus
 from zipar.models.llamagen import LlamaGen, LlamaGenConfig, Transformer
+from zipar.models.lumina_mgpt2 import LuminaMGPT2, WithoutImageEncoder
 
 STATIC: dict[str, Strategy] = {"raster": Raster(), "ZipAR 8": ZipAR(8), "ZipAR 4": ZipAR(4)}
 DRAFTED: dict[str, Strategy] = {"ZipAR 4, 8 ahead": ZipAR(4, 8), "Jacobi, 16 ahead": CoupledJacobi(16)}
@@ -94,6 +97,7 @@ SHAPES = {
     # its own grid is 90 x 90, which takes minutes an image
     "Emu3-8B": Shape("emu3", 32, 4096, 32, 14336, 32, 64, EMU3, 8, 184622, 32768),
     "Emu3.5-34B": Shape("emu3_5", 64, 5120, 64, 25600, 64, 64, EMU35, 8, 282926, 131072, 128),
+    "Lumina-mGPT 2.0": Shape("lumina_mgpt2", 32, 4096, 32, 11008, 96, 64, LuminaMGPT2.sampling, None, 171392),
     # the large grid of 1024 x 1024 pixels, behind 100 tokens of text and the small grid
     "GLM-Image": Shape("glm_image", 40, 4096, 32, 13696, 32, 100 + 256, GLM, 2, 168064),
 }
@@ -102,6 +106,7 @@ TOYS = {
     "toy Janus": Shape("janus", 2, 32, 4, 48, 6, 3, Sampling(5.0), None, 64, 64),
     "toy Emu3": Shape("emu3", 2, 32, 4, 48, 6, 3, Sampling(3.0), 2, 128, 64),
     "toy Emu3.5": Shape("emu3_5", 2, 32, 4, 48, 6, 3, Sampling(5.0), 2, 128, 64, 16),
+    "toy Lumina": Shape("lumina_mgpt2", 2, 32, 4, 48, 6, 3, Sampling(4.0, top_k=20), None, 128, 64),
     "toy GLM-Image": Shape("glm_image", 2, 32, 4, 48, 6, 3, GLM, 2, 128, 64),
 }
 
@@ -260,6 +265,13 @@ def _emu35(shape: Shape) -> VisualModel:
     return Emu35(Qwen3ForCausalLM(Qwen3Config(**_llama(shape), **ids, head_dim=shape.head_dim)))
 
 
+def _lumina_mgpt2(shape: Shape) -> VisualModel:
+    names = {name: number for number, name in enumerate(("<racm3:break>", "<eoss>", "<reserved08706>"))}
+    first = shape.text_vocabulary - shape.codebook
+    names |= {code_name(code): first + code for code in range(shape.codebook)}
+    return LuminaMGPT2(WithoutImageEncoder(ChameleonConfig(**_llama(shape), vocabulary_map=names)))
+
+
 def _glm_image(shape: Shape) -> VisualModel:
     half = shape.dim // shape.heads // 4  # of a head's channels half are turned, in pairs
     axes = [half // 4, *[(half - half // 4) // 2] * 2]
@@ -286,6 +298,7 @@ BUILDERS: dict[str, Callable[[Shape], VisualModel]] = {
     "janus": _janus,
     "emu3": _emu3,
     "emu3_5": _emu35,
+    "lumina_mgpt2": _lumina_mgpt2,
     "glm_image": _glm_image,
 }
 
@@ -307,8 +320,9 @@ def _llama(shape: Shape) -> dict[str, Any]:
 
 def grid_of(shape: Shape) -> TokenGrid:
     row_end, *end = range(shape.codebook, shape.codebook + 4)
-    known = {"emu3": {"row_end": row_end, "frame_end": tuple(end)}, "emu3_5": {"row_end": row_end}}
-    return TokenGrid(shape.side, shape.side, **known.get(shape.family, {}))
+    ends = {family: {"row_end": row_end} for family in ("emu3", "emu3_5", "lumina_mgpt2")}
+    ends["emu3"]["frame_end"] = tuple(end)
+    return TokenGrid(shape.side, shape.side, **ends.get(shape.family, {}))
 
 
 def prefix_of(shape: Shape, batch: int, device: torch.device, dtype: torch.dtype) -> Prefix:
@@ -326,7 +340,7 @@ def weight_bytes(model: VisualModel) -> int:
     read = [module for part in model.stepped() for module in part.modules() if not isinstance(module, nn.Embedding)]
     weights = {id(weight): weight for module in read for weight in module.parameters(recurse=False)}
     total = sum(weight.nbytes for weight in weights.values())
-    if isinstance(model, Emu3 | Emu35 | GlmImage):
+    if isinstance(model, Emu3 | Emu35 | LuminaMGPT2 | GlmImage):
         total += model.model.lm_head.weight[model.head_rows].nbytes
     return total
 

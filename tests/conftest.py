@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from hypothesis import settings
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     ByT5Tokenizer,
@@ -39,7 +39,7 @@ from transformers.models.glm_image.image_processing_pil_glm_image import GlmImag
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from zipar import ZipARError
-from zipar.conversion import emu35, llamagen
+from zipar.conversion import emu35, llamagen, lumina_mgpt2
 from zipar.conversion.lumina_mgpt import convert
 from zipar.decoding.sampling import Sampling
 from zipar.image_tokenizers.chameleon import ChameleonImageDecoder
@@ -447,9 +447,80 @@ def cosmos_models(cosmos_recipe, cosmos_tokenizer):
 
 
 @pytest.fixture(scope="session")
+def lumina2_recipe():
+    return _recipe("lumina_mgpt2")
+
+
+def _write_chameleon(directory, recipe, settings, network, vocabulary, words):
+    """A published Lumina-mGPT in small: two shards, with a norm for each shard that it was trained in."""
+    directory.mkdir()
+    shapes = {key: value.shape for key, value in network.state_dict().items() if "vqmodel" not in key}
+    head = settings["hidden_size"] // settings["num_attention_heads"]
+    norm = torch.Size([settings["model_parallel_size"], head])
+    shapes |= {key: norm for key in shapes if "q_norm" in key or "k_norm" in key}
+    shards = [{}, {}]
+    for number, (key, value) in enumerate(recipe.made_up(shapes, 0).items()):
+        shards[number % 2][key] = value
+    index = {}
+    for number, shard in enumerate(shards, 1):
+        save_file(shard, directory / f"model-{number}.safetensors", metadata={"format": "pt"})
+        index.update(dict.fromkeys(shard, f"model-{number}.safetensors"))
+    published = {
+        **settings,
+        "model_type": "chameleon",
+        "architectures": ["ChameleonXLLMXForConditionalGeneration"],
+        "rope_theta": 10000.0,
+        "rope_scaling": None,
+        "torch_dtype": "bfloat16",
+        "vocabulary_map": vocabulary,
+        "vq_config": {"model_type": "chameleon_vqgan"},
+        "z_loss_weight": 1e-05,
+    }
+    (directory / "config.json").write_text(json.dumps(published))
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+
+    first = "<s>" if "<s>" in vocabulary else "<|endoftext|>"
+    tokenizer = Tokenizer(models.WordLevel(vocabulary | words, "<unk>" if "<unk>" in vocabulary else first))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens([AddedToken(word, special=True) for word in vocabulary if word.startswith("<")])
+    special = [(first, vocabulary[first])]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{first} $A", special_tokens=special)
+    tokenizer.save(str(directory / "tokenizer.json"))
+
+
+@pytest.fixture(scope="session")
+def lumina2_files(lumina_recipe, lumina2_recipe, tmp_path_factory):
+    """A folder with the published files of Lumina-mGPT 2.0 in small: lumina, the model, and movqgan_270M.ckpt."""
+    folder, recipe = tmp_path_factory.mktemp("lumina2"), lumina2_recipe
+    with torch.device("meta"):
+        network = ChameleonForConditionalGeneration(ChameleonConfig(**recipe.DECODER, vocabulary_map={}))
+    words = {word: 200 + i for i, word in enumerate([*PROMPT_WORDS, "32x64", "64x32", "64x64"])} | recipe.WORDS
+    _write_chameleon(folder / "lumina", lumina_recipe, recipe.DECODER, network, recipe.vocabulary(), words)
+    special = {"bos_token": None, "eos_token": {"content": "<|im_end|>"}}
+    (folder / "lumina" / "tokenizer_config.json").write_text(json.dumps(special))
+
+    recorded = load_file(Path(__file__).parent / "data" / "lumina_mgpt2.safetensors")
+    shapes = {name: torch.Size(shape.tolist()) for name, shape in recorded.items() if name.startswith("movqgan.")}
+    shapes = {name.removeprefix("movqgan."): shape for name, shape in shapes.items()}
+    training = {"encoder.conv_in.weight": torch.zeros(3), "ema_decoder.num_updates": torch.tensor(3)}
+    torch.save(lumina_recipe.made_up(shapes, 1) | training, folder / "movqgan_270M.ckpt")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lumina2_directory(lumina2_files, tmp_path_factory):
+    """The published files converted."""
+    out = tmp_path_factory.mktemp("converted") / "lumina_mgpt2"
+    published = lumina2_files / "lumina", lumina2_files / "movqgan_270M.ckpt"
+    lumina_mgpt2.convert(*published, out, image_size=64, dtype=torch.float32)
+    return out
+
+
+@pytest.fixture(scope="session")
 def lumina_files(lumina_recipe, tmp_path_factory):
     """Writes published files in small: lumina_files("7b") -> a folder with lumina, the model, and vqgan.ckpt."""
     recipe, written = lumina_recipe, {}
+    words = {word: 8900 + i for i, word in enumerate(WORDS)}
     multipliers = recipe.IMAGE_TOKENIZER["ch_mult"]
     vq_config = {
         "embed_dim": 4,
@@ -461,43 +532,13 @@ def lumina_files(lumina_recipe, tmp_path_factory):
 
     def write(name):
         folder = tmp_path_factory.mktemp(name)
-        (folder / "lumina").mkdir()
         settings = {**recipe.DECODER, **recipe.SIZES[name]}
         vocabulary = recipe.vocabulary()
         with torch.device("meta"):
             config = ChameleonConfig(**settings, vocabulary_map=vocabulary, vq_config=vq_config)
             network = ChameleonForConditionalGeneration(config)
             image_decoder = ChameleonImageDecoder(VQConfig(8192, 4, 32, multipliers, 1, 8))
-        shapes = {key: value.shape for key, value in network.state_dict().items() if "vqmodel" not in key}
-        shapes |= {key: torch.Size([2, 8]) for key in shapes if "q_norm" in key or "k_norm" in key}
-        weights = recipe.made_up(shapes, 0)
-        shards = [{}, {}]
-        for number, (key, value) in enumerate(weights.items()):
-            shards[number % 2][key] = value
-        index = {}
-        for number, shard in enumerate(shards, 1):
-            save_file(shard, folder / "lumina" / f"model-{number}.safetensors", metadata={"format": "pt"})
-            index.update(dict.fromkeys(shard, f"model-{number}.safetensors"))
-        published = {
-            **settings,
-            "model_type": "chameleon",
-            "architectures": ["ChameleonXLLMXForConditionalGeneration"],
-            "rope_theta": 10000.0,
-            "rope_scaling": None,
-            "torch_dtype": "bfloat16",
-            "vocabulary_map": vocabulary,
-            "vq_config": {"model_type": "chameleon_vqgan"},
-            "z_loss_weight": 1e-05,
-        }
-        (folder / "lumina" / "config.json").write_text(json.dumps(published))
-        (folder / "lumina" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-
-        tokenizer = Tokenizer(models.WordLevel(vocabulary | {word: 8900 + i for i, word in enumerate(WORDS)}, "<unk>"))
-        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-        tokenizer.add_special_tokens([AddedToken(word, special=True) for word in vocabulary if word.startswith("<")])
-        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-        tokenizer.save(str(folder / "lumina" / "tokenizer.json"))
-
+        _write_chameleon(folder / "lumina", recipe, settings, network, vocabulary, words)
         shapes = {key: value.shape for key, value in network.model.vqmodel.state_dict().items()}
         shapes |= {key: value.shape for key, value in image_decoder.state_dict().items()}
         checkpoint = {"state_dict": {**recipe.made_up(shapes, 1), "loss.logvar": torch.zeros(1)}}
@@ -654,6 +695,7 @@ def checkpoints(request):
         "emu3": lambda wanted: wanted("emu3_directories")(scrambled=False),
         "emu3_5": lambda wanted: wanted("emu35_directory"),
         "lumina_mgpt": lambda wanted: wanted("lumina_models")("7b"),
+        "lumina_mgpt2": lambda wanted: wanted("lumina2_directory"),
         "anole": lambda wanted: wanted("lumina_models")("7b", Anole),
         "glm_image": lambda wanted: wanted("glm_directory"),
     }

@@ -132,7 +132,10 @@ def test_chameleons_reach_their_conversion(zipar, monkeypatch, tmp_path):
     assert (code, err) == (0, "")
     assert "--model out" in out
     assert zipar("convert", "anole", "lumina", "vqgan.ckpt", "out", "--dtype", "float32")[0] == 0
-    (paths, lumina), (_, anole) = calls
+    monkeypatch.setattr("zipar.conversion.lumina_mgpt2.convert", convert)
+    assert zipar("convert", "lumina-mgpt-2", "lumina", "vqgan.ckpt", "out", "--dtype", "bfloat16")[0] == 0
+    (paths, lumina), (_, anole), second = calls
+    assert second == (paths, {"dtype": torch.bfloat16})
     assert [str(path) for path in paths] == ["lumina", "vqgan.ckpt", "out"]
     assert lumina == {"image_size": 768, "dtype": None}
     assert anole == {"family": Anole, "dtype": torch.float32}

@@ -274,6 +274,15 @@ def test_lumina_mgpt_writes_what_the_authors_code_writes(chameleon, lumina_recip
     assert passes == [24, 6 + 3 * 2]
 
 
+def test_lumina_mgpt_2_writes_what_the_authors_code_writes(lumina2_directory, lumina2_recipe):
+    recorded = load_file(Path(__file__).parents[1] / "data" / "lumina_mgpt2.safetensors")["ids"].long()
+    model = ChameleonForConditionalGeneration.from_pretrained(lumina2_directory / "decoder")
+    inputs = {"input_ids": recorded[None, : len(lumina2_recipe.PROMPT) + 3], "do_sample": False}
+    with zipar.accelerate(model, Raster()):
+        found = model.generate(**inputs, guidance_scale=lumina2_recipe.GUIDANCE)
+    assert found[0].equal(recorded)
+
+
 def test_a_negative_prompt_of_chameleon_is_the_unconditional_branch(chameleon, lumina_recipe):
     inputs, own = lumina_inputs(lumina_recipe), [8197, 8806, 8807]
     with zipar.accelerate(chameleon, Raster()):

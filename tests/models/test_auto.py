@@ -91,7 +91,7 @@ def test_a_hub_that_fails_in_any_way_is_an_error(monkeypatch):
         auto.find("some/model")
 
 
-@pytest.mark.parametrize("kind", ["janus", "emu3", "emu3_5", "lumina_mgpt", "llamagen"])
+@pytest.mark.parametrize("kind", ["janus", "emu3", "emu3_5", "lumina_mgpt", "lumina_mgpt2", "llamagen"])
 def test_files_that_may_not_be_read_are_called_that(kind, checkpoints, tiny_models, forbidding):
     folder, as_nobody = forbidding
     if kind == "llamagen":

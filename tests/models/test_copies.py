@@ -18,6 +18,7 @@ SIZES = {
     "emu3": (8, 12),
     "emu3_5": (64, 96),
     "lumina_mgpt": (64, 96),
+    "lumina_mgpt2": (64, 32),
     "anole": (96, 96),
 }
 QUANTISED = pytest.mark.skipif(

@@ -14,8 +14,8 @@ PIPELINE = "model_index.json"
 """What a pipeline of diffusers has in place of a ``config.json``."""
 
 
-def load_diffusers(wanted: str) -> Any:
-    """diffusers, without which all but what is ``wanted`` can be used.
+def load_diffusers(wanted: str, extra: str = "glm") -> Any:
+    """diffusers, without which all but what is ``wanted`` can be used; ``extra`` is what installs it.
 
     Raises:
         ZipARError: it is missing or broken.
@@ -23,7 +23,7 @@ def load_diffusers(wanted: str) -> Any:
     try:
         import diffusers
     except Exception as error:  # it imports much, which may raise all kinds
-        raise ZipARError(f'{wanted} needs diffusers ({reason(error)}): pip install "zipar-torch[glm]"') from error
+        raise ZipARError(f'{wanted} needs diffusers ({reason(error)}): pip install "zipar-torch[{extra}]"') from error
     return diffusers
 
 

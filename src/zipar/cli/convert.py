@@ -222,6 +222,26 @@ def lumina_mgpt(
     _tell(out, convert(source, vqgan, out, image_size=int(image_size.value), dtype=_torch(dtype)))
 
 
+@app.command("lumina-mgpt-2")
+def lumina_mgpt2(
+    source: ChameleonSource,
+    movqgan: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MOVQGAN.ckpt", exists=True, dir_okay=False, help="Its image tokenizer, movqgan_270M.ckpt."
+        ),
+    ],
+    out: Out,
+    dtype: Stored = None,
+) -> None:
+    """Convert a Lumina-mGPT 2.0: zipar convert lumina-mgpt-2 DIR MOVQGAN.ckpt OUT."""
+    outputs.check_directory(out)
+
+    from zipar.conversion.lumina_mgpt2 import convert
+
+    _tell(out, convert(source, movqgan, out, dtype=_torch(dtype)))
+
+
 @app.command("anole")
 def anole(source: ChameleonSource, vqgan: VQGAN, out: Out, dtype: Stored = None) -> None:
     """Convert an Anole in the format of transformers: zipar convert anole DIR VQGAN.ckpt OUT."""

@@ -23,7 +23,6 @@ from zipar.conversion.published import (
 )
 from zipar.decoding.sampling import Sampling
 from zipar.errors import ZipARError
-from zipar.image_tokenizers.chameleon import ChameleonImageDecoder
 from zipar.models.emu35 import DIGITS, IMAGE, SIZES, Emu35
 from zipar.writing import new_directory
 
@@ -111,7 +110,7 @@ def convert(
     image_decoder = {name: value.float() for name, value in weights.items() if name.startswith(DECODING)}
     shape = vqgan_config(image_decoder, checkpoint, "image tokenizer of Emu3.5")
     with build(checkpoint), torch.device("meta"):
-        pixels = ChameleonImageDecoder(shape, attention=Emu35.attention)
+        pixels = Emu35.image_decoder(shape)
     check_tensors(image_decoder, pixels, checkpoint)
     Emu35(network, None, pixels)  # raises where the parts do not fit
 

@@ -4,8 +4,8 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -25,13 +25,12 @@ from zipar.conversion.published import (
     write_shards,
 )
 from zipar.errors import ZipARError
-from zipar.image_tokenizers.chameleon import ChameleonImageDecoder
 from zipar.image_tokenizers.vq import VQConfig
-from zipar.models.lumina_mgpt import Chameleon, LuminaMGPT
+from zipar.models.lumina_mgpt import PATCH, Chameleon, LuminaMGPT
 from zipar.writing import new_directory
 
 ENCODER = "model.vqmodel."
-"""Where transformers keeps the image encoder. The published Lumina-mGPTs lack it: it is taken from vqgan.ckpt."""
+"""Where transformers keeps the image encoder. What published files hold there is left out: vqgan.ckpt has it."""
 DECODING = ("decoder.", "quantize.", "post_quant_conv.")
 """What of vqgan.ckpt makes pixels; the encoder is all but the first, for so transformers has it."""
 NORMS = ("q_norm.weight", "q_norm.bias", "k_norm.weight", "k_norm.bias")
@@ -68,33 +67,60 @@ def convert(
         ZipARError: a file that is missing, damaged, or not what it should be, files that do not belong
             together, or ``out`` exists. Nothing is written then.
     """
-    if image_size < 32 or image_size % 32:
-        raise ZipARError(f"image size {image_size} is not possible: a Chameleon needs a multiple of 32")
     tokenizer = read_tokenizer(source / "tokenizer.json")
-    shards = find_shards(source)
     weights, _ = read_pickle(vqgan, ["state_dict"])
     weights = {name: value for name, value in weights.items() if not name.startswith("loss.")}
-    tokenizer_config = vqgan_config(weights, vqgan, "image tokenizer of Chameleon")
-    config = _decoder_config(source, tokenizer, tokenizer_config)
+    shape = vqgan_config(weights, vqgan, "image tokenizer of Chameleon")
+    config = _decoder_config(source, tokenizer, shape)
     with build(source), torch.device("meta"):
         model = ChameleonForConditionalGeneration(config)
     with build(vqgan), torch.device("meta"):
-        decoder = ChameleonImageDecoder(tokenizer_config)
-    image_decoder = {name: value.float() for name, value in weights.items() if name.startswith(DECODING)}
-    encoder = {name: value.float() for name, value in weights.items() if not name.startswith("decoder.")}
+        decoder = family.image_decoder(shape)
+    image_decoder = {name: value for name, value in weights.items() if name.startswith(DECODING)}
+    encoder = {name: value for name, value in weights.items() if not name.startswith("decoder.")}
     check_tensors(image_decoder, decoder, vqgan)
     check_tensors(encoder, model.model.vqmodel, vqgan)
     del model.model.vqmodel
-    wanted = model.state_dict()
-    outlines = {name: tensor for shard in shards for name, tensor in _outline(shard).items()}
-    check_tensors({name: _fitted(name, tensor, wanted) for name, tensor in outlines.items()}, model, source)
     converted = family(model, tokenizer, decoder, image_size)  # raises where the parts do not fit
-    converted.header(converted.grid(*converted.image_size))
+    image_encoder = {ENCODER + name: value for name, value in encoder.items()}
+    return write(source, out, converted, image_decoder, image_encoder, dtype)
 
+
+def write(
+    source: Path,
+    out: Path,
+    converted: Chameleon,
+    image_decoder: Weights,
+    image_encoder: Weights,
+    dtype: torch.dtype | None,
+) -> set[torch.dtype]:
+    """Write the checkpoint directory of a Chameleon, file by file: no more than one is in memory.
+
+    Args:
+        source: directory of the published model.
+        out: the directory to make.
+        converted: the model without weights, and without an image encoder.
+        image_decoder: tensors of its image decoder; these and the next are stored in float32.
+        image_encoder: tensors to store with the decoder, by the names that they have there.
+        dtype: of the stored decoder; None for each tensor's own.
+
+    Returns:
+        The number formats of the stored decoder.
+
+    Raises:
+        ZipARError: the published files are not those of the model, or ``out`` exists. Nothing is written then.
+    """
+    side, config = converted.image_size[0], converted.model.config
+    if side < PATCH or side % PATCH:
+        raise ZipARError(f"image size {side} is not possible: a Chameleon needs a multiple of {PATCH}")
+    shards, wanted = find_shards(source), converted.model.state_dict()
+    outlines = {name: tensor for shard in shards for name, tensor in _outline(shard).items()}
+    check_tensors({name: _fitted(name, tensor, wanted) for name, tensor in outlines.items()}, converted.model, source)
+    converted.header(converted.grid(*converted.image_size))
     settings = {
-        "model_type": family.family,
-        "image_size": image_size,
-        "image_tokenizer": dataclasses.asdict(tokenizer_config),
+        "model_type": converted.family,
+        "image_size": side,
+        "image_tokenizer": dataclasses.asdict(converted.image_tokenizer.config),
         "sampling": dataclasses.asdict(converted.defaults),
     }
     formats: set[torch.dtype] = set()
@@ -104,14 +130,16 @@ def convert(
             tensors = _converted(shard, wanted, dtype)
             formats.update(tensor.dtype for tensor in tensors.values())
             yield tensors
+        if image_encoder:
+            yield {name: value.float() for name, value in image_encoder.items()}
 
     with new_directory(out) as scratch:
         (scratch / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         shutil.copyfile(source / "tokenizer.json", scratch / "tokenizer.json")
-        save_file(image_decoder, scratch / "image_tokenizer.safetensors")
+        stored = {name: value.float().contiguous() for name, value in image_decoder.items()}
+        save_file(stored, scratch / "image_tokenizer.safetensors")
         (scratch / "decoder").mkdir()
-        image_encoder = {ENCODER + name: value for name, value in encoder.items()}
-        write_shards(scratch / "decoder", chain(decoder_files(), [image_encoder]), len(shards) + 1)
+        write_shards(scratch / "decoder", decoder_files(), len(shards) + bool(image_encoder))
         config.dtype = widest(formats)
         config.save_pretrained(scratch / "decoder")
     return formats
@@ -142,13 +170,9 @@ def _decoder_config(source: Path, tokenizer: Tokenizer, image_tokenizer: VQConfi
     Raises:
         ZipARError: it is not that of a Chameleon, or its vocabulary is not the tokenizer's.
     """
-    config = read_config(source)
-    if (kind := config.get("model_type")) != "chameleon":
-        raise ZipARError(f"{source} holds a model of type {kind!r}: give the directory of a Lumina-mGPT or Anole")
-    known = {field.name for field in dataclasses.fields(ChameleonConfig)} | {"rope_theta", "rope_scaling"}
-    kept = {name: value for name, value in config.items() if name in known}
+    published = published_config(source)
     words = tokenizer.get_vocab()
-    vocabulary = kept.get("vocabulary_map") or words
+    vocabulary = published.get("vocabulary_map") or words
     if not isinstance(vocabulary, dict) or any(vocabulary.get(name, token) != token for name, token in words.items()):
         raise ZipARError(f"{source}: the vocabulary of config.json is not that of tokenizer.json")
     vq_config = {
@@ -160,5 +184,18 @@ def _decoder_config(source: Path, tokenizer: Tokenizer, image_tokenizer: VQConfi
         "num_res_blocks": image_tokenizer.residual_blocks,
     }
     with build(source):
-        given = {**kept, "vocabulary_map": vocabulary, "vq_config": vq_config}
-        return ChameleonConfig.from_dict({**given, "architectures": ["ChameleonForConditionalGeneration"]})
+        return ChameleonConfig.from_dict({**published, "vocabulary_map": vocabulary, "vq_config": vq_config})
+
+
+def published_config(source: Path) -> dict[str, Any]:
+    """What of a published ``config.json`` transformers' Chameleon knows.
+
+    Raises:
+        ZipARError: it is not that of a Chameleon.
+    """
+    config = read_config(source)
+    if (kind := config.get("model_type")) != "chameleon":
+        raise ZipARError(f"{source} holds a model of type {kind!r}: give the directory of a Lumina-mGPT or Anole")
+    known = {field.name for field in dataclasses.fields(ChameleonConfig)} | {"rope_theta", "rope_scaling"}
+    kept = {name: value for name, value in config.items() if name in known}
+    return {**kept, "architectures": ["ChameleonForConditionalGeneration"]}

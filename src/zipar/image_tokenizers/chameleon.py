@@ -85,10 +85,13 @@ class Level(nn.Module):
         return resample(x) if resample is not None else x
 
 
-def code_ids(vocabulary: Mapping[str, int]) -> Tensor:
-    """Where a Chameleon vocabulary keeps the codebook: the token id of each index, int64 (codebook_size,).
+def code_name(code: int) -> str:
+    """What a Chameleon vocabulary calls an index of the codebook: 170 is ``IMGIMGBHAZ``, its digits as letters."""
+    return f"IMGIMG{''.join(chr(ord('A') + int(digit)) for digit in str(code))}Z"
 
-    Index 170 is named ``IMGIMGBHAZ``: its decimal digits as letters from A on.
+
+def code_ids(vocabulary: Mapping[str, int]) -> Tensor:
+    """Where a Chameleon vocabulary keeps the codebook: the token id of each ``code_name``, int64 (codebook_size,).
 
     Raises:
         ZipARError: the vocabulary names no indices, or not all up to the last.

@@ -13,12 +13,15 @@ from transformers import GenerationConfig, GenerationMixin, PrefixConstrainedLog
 from zipar.decoding.decodable import Prefix
 from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
+from zipar.image_tokenizers.chameleon import PUBLISHED as CHAMELEON
+from zipar.image_tokenizers.chameleon import code_name
 from zipar.models.backbone import TransformersModel
 from zipar.models.emu3 import BEFORE_IMAGE, Emu3
 from zipar.models.emu35 import Emu35, names_images
 from zipar.models.glm_image import GlmImage
 from zipar.models.janus import Janus
 from zipar.models.lumina_mgpt import Anole, Chameleon, LuminaMGPT
+from zipar.models.lumina_mgpt2 import LuminaMGPT2
 from zipar.models.mixed_modal import MixedModal
 
 _T = TypeVar("_T")
@@ -204,8 +207,9 @@ class ChameleonFamily(Family):
         """Which prompts, int64 (rows, length), end as each family's do: bool (rows,) each."""
         names = model.config.vocabulary_map or {}
         begin = ids == names.get("<racm3:break>", -1)
-        size = torch.isin(ids[:, -2:], torch.tensor([*LuminaMGPT.size_tokens(names)], device=ids.device)).all(1)
-        return {LuminaMGPT: begin[:, -3:-2].any(1) & size, Anole: begin[:, -1:].any(1)}
+        lumina = LuminaMGPT2 if code_name(CHAMELEON.codebook_size) in names else LuminaMGPT
+        size = torch.isin(ids[:, -2:], torch.tensor([*lumina.size_tokens(names)], device=ids.device)).all(1)
+        return {lumina: begin[:, -3:-2].any(1) & size, Anole: begin[:, -1:].any(1)}
 
 
 class GlmImageFamily(Family):

@@ -20,10 +20,12 @@ from zipar.models.glm_image import GlmImage
 from zipar.models.janus import Janus
 from zipar.models.llamagen import LlamaGen
 from zipar.models.lumina_mgpt import Anole, LuminaMGPT
+from zipar.models.lumina_mgpt2 import LuminaMGPT2
 from zipar.models.packing import pack
 
 FAMILIES: dict[str, type[VisualModel]] = {
-    model.family: model for model in (LlamaGen, Janus, Emu3, Emu35, LuminaMGPT, Anole, GlmImage, Clips, CommaVQ, Cosmos)
+    model.family: model
+    for model in (LlamaGen, Janus, Emu3, Emu35, LuminaMGPT, LuminaMGPT2, Anole, GlmImage, Clips, CommaVQ, Cosmos)
 }
 
 
@@ -93,8 +95,8 @@ def family(directory: Path) -> type[VisualModel]:
     kind = read_config(_decoder(directory)).get("model_type")
     if kind == "chameleon":
         raise ZipARError(
-            f"{directory} holds a Chameleon without its image decoder: `zipar convert lumina-mgpt` and "
-            "`zipar convert anole` add it"
+            f"{directory} holds a Chameleon without its image decoder: `zipar convert lumina-mgpt`, "
+            "`zipar convert lumina-mgpt-2` and `zipar convert anole` add it"
         )
     if kind == "Emu3":
         raise ZipARError(

@@ -4,8 +4,8 @@ Both continue Meta's Chameleon (arXiv 2405.09818), a Llama over one vocabulary o
 transformers implements. They differ in what stands around an image: Lumina-mGPT says its size in the prompt and in
 two tokens before it, and ends every row with a token; Anole writes 32 x 32 tokens and nothing else.
 
-An image token is counted from the first image token of the vocabulary on: that is what logits are of, and what
-sequences hold. ``vocabulary_ids`` and ``tokens`` translate.
+An image token is counted from the first image token of the vocabulary on, and from its end to its beginning: that is
+what logits are of, and what sequences hold. ``vocabulary_ids`` and ``tokens`` translate.
 """
 
 import warnings
@@ -20,31 +20,37 @@ from transformers import ChameleonForConditionalGeneration
 from zipar.decoding.sampling import Sampling
 from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
-from zipar.image_tokenizers.chameleon import ChameleonImageDecoder, code_ids
+from zipar.image_tokenizers.chameleon import code_ids
 from zipar.models.base import configured, to_bytes
-from zipar.models.mixed_modal import TOKEN_SIDE, MixedModal
+from zipar.models.mixed_modal import MixedModal
+
+PATCH = 32
+"""Pixels: sizes of Lumina-mGPT's images are counted in these."""
 
 
 class Chameleon(MixedModal):
-    """What its families share: the vocabulary of Chameleon, transformers' decoder, and Meta's image decoder."""
+    """What its families share: the names of Chameleon's vocabulary, and transformers' decoder."""
 
     network = ChameleonForConditionalGeneration
     sampling: ClassVar[Sampling]
     """How the family's authors sample."""
+    image_side: ClassVar[int] = 512
+    """Pixels along a side of the square images that it was trained on, unless told otherwise."""
 
     def __init__(
         self,
         model: ChameleonForConditionalGeneration,
         tokenizer: Tokenizer | None = None,
-        image_tokenizer: ChameleonImageDecoder | None = None,
-        image_size: int = 512,
+        image_tokenizer: Any = None,
+        image_size: int | None = None,
         defaults: Sampling | None = None,
     ) -> None:
         """Of a loaded model alone: tokens can be decoded; prompts need ``tokenizer``, pixels ``image_tokenizer``.
 
         Args:
             model: its config's ``vocabulary_map`` says which token is what.
-            image_size: side in pixels of the square images it was trained on.
+            image_tokenizer: as ``image_decoder`` makes it, with its weights.
+            image_size: side in pixels of the square images it was trained on; None for ``image_side``.
             defaults: None for the authors' way of sampling.
 
         Raises:
@@ -59,12 +65,12 @@ class Chameleon(MixedModal):
                 f"{model.config.vocab_size}, but they have some from {first} to {last}"
             )
         super().__init__(model, tokenizer, image_tokenizer, len(ids), first)
-        self.names, self.image_size = names, (image_size, image_size)
+        self.names, self.image_size = names, (self.image_side if image_size is None else image_size,) * 2
         self.defaults = defaults or configured(self.sampling, model.generation_config)
         self.code_of: Tensor
         self.register_buffer("code_of", ids.argsort().to(self.device), persistent=False)
         self.start, self.end = self.id_of("<racm3:break>"), self.id_of("<eoss>")
-        self.beginning, self.turn_end = self.id_of("<s>"), self.id_of("<reserved08706>")
+        self.beginning, self.turn_end = self.first_id(), self.id_of("<reserved08706>")
 
     @classmethod
     def settings(cls, config: dict[str, Any]) -> dict[str, Any]:
@@ -78,6 +84,14 @@ class Chameleon(MixedModal):
     def header(self, grid: TokenGrid) -> list[int]:
         """The token ids between the prompt and the image."""
 
+    def first_id(self) -> int:
+        """The token id that prompts begin with.
+
+        Raises:
+            ZipARError: the vocabulary has none.
+        """
+        return self.id_of("<s>")
+
     def id_of(self, name: str) -> int:
         """The vocabulary's id of a token.
 
@@ -90,11 +104,11 @@ class Chameleon(MixedModal):
         return token
 
     def vocabulary_ids(self, tokens: Tensor) -> Tensor:
-        return tokens + self.first
+        return (tokens + self.first) % self.model.config.vocab_size
 
     def tokens(self, ids: Tensor) -> Tensor:
         """The inverse of ``vocabulary_ids``."""
-        return ids - self.first
+        return (ids - self.first) % self.model.config.vocab_size
 
     def written(self, sequences: Tensor, grid: TokenGrid) -> Tensor:
         """What the model itself writes after a prompt, to the end of its turn.
@@ -143,9 +157,9 @@ class LuminaMGPT(Chameleon):
 
         A patch more on both sides would be too many; no side is more than four times as long as the other.
         """
-        patches = (self.image_size[0] // 32) ** 2
+        patches = (self.image_size[0] // PATCH) ** 2
         return [
-            (32 * high, 32 * wide)
+            (PATCH * high, PATCH * wide)
             for wide in range(1, patches + 1)
             for high in range(max(patches // (wide + 1), 1), patches // wide + 1)
             if max(wide, high) <= 4 * min(wide, high)
@@ -157,18 +171,20 @@ class LuminaMGPT(Chameleon):
             near = sorted(sizes, key=lambda size: abs(size[0] - height) + abs(size[1] - width))[:3]
             raise ZipARError(
                 f"this Lumina-mGPT makes no images of {height}x{width} pixels (height x width): sides are multiples "
-                f"of 32 with an area near that of {self.image_size[0]}x{self.image_size[1]}, and at most 1:4; "
+                f"of {PATCH} with an area near that of {self.image_size[0]}x{self.image_size[1]}, and at most 1:4; "
                 f"nearest are {', '.join(f'{h}x{w}' for h, w in near)}"
             )
-        return self._grid(height // TOKEN_SIDE, width // TOKEN_SIDE)
+        return self._grid(height // self.token_side, width // self.token_side)
 
     def _grid(self, rows: int, columns: int) -> TokenGrid:
-        return TokenGrid(rows, columns, row_end=self.id_of("<reserved08799>") - self.first)
+        row_end = (self.id_of("<reserved08799>") - self.first) % self.model.config.vocab_size
+        return TokenGrid(rows, columns, row_end=row_end)
 
-    @staticmethod
-    def size_tokens(names: dict[str, int]) -> dict[int, int]:
+    @classmethod
+    def size_tokens(cls, names: dict[str, int]) -> dict[int, int]:
         """Of a vocabulary: the tokens that say a height or a width, and how many image tokens each stands for."""
-        return {names[name]: 2 * n for n in range(1, 100) if (name := f"<reserved{8800 + n:05}>") in names}
+        each = PATCH // cls.token_side
+        return {names[name]: each * n for n in range(1, 100) if (name := f"<reserved{8800 + n:05}>") in names}
 
     def grid_of(self, input_ids: Tensor) -> TokenGrid:
         """The grid that prompts ask for, int64 (rows, length) that end with a ``header``, of any size.
@@ -185,11 +201,12 @@ class LuminaMGPT(Chameleon):
         return self._grid(*(sizes[token] for token in header[0][1:]))
 
     def request(self, text: str, grid: TokenGrid) -> str:
-        size = f"{grid.columns * TOKEN_SIDE}x{grid.rows * TOKEN_SIDE}"
+        size = f"{grid.columns * self.token_side}x{grid.rows * self.token_side}"
         return f"Generate an image of {size} according to the following prompt:\n{text}"
 
     def header(self, grid: TokenGrid) -> list[int]:
-        return [self.start, *(self.id_of(f"<reserved{8800 + tokens // 2:05}>") for tokens in (grid.rows, grid.columns))]
+        patches = [tokens * self.token_side // PATCH for tokens in (grid.rows, grid.columns)]
+        return [self.start, *(self.id_of(f"<reserved{8800 + count:05}>") for count in patches)]
 
     def unconditional(self, grid: TokenGrid) -> list[int]:
         return self.header(grid)
@@ -209,7 +226,7 @@ class Anole(Chameleon):
                 f"this Anole makes no images of {height}x{width} pixels (height x width): "
                 f"it was trained on {self.image_size[0]}x{self.image_size[1]} alone"
             )
-        return TokenGrid(height // TOKEN_SIDE, width // TOKEN_SIDE)
+        return TokenGrid(height // self.token_side, width // self.token_side)
 
     def request(self, text: str, grid: TokenGrid) -> str:
         return text

@@ -25,7 +25,7 @@ from zipar.models.backbone import TransformersModel
 from zipar.models.base import tokenized
 
 TOKEN_SIDE = 16
-"""Pixels along a side of the square that an image token stands for."""
+"""Pixels along a side of the square that an image token of most families stands for."""
 
 
 class MixedModal(TransformersModel):
@@ -34,12 +34,14 @@ class MixedModal(TransformersModel):
     model: Any
     attention: ClassVar[bool] = False
     """Whether the image decoder has attention at its lowest resolution."""
+    token_side: ClassVar[int] = TOKEN_SIDE
+    """Pixels along a side of the square that an image token stands for."""
 
     def __init__(
         self,
         model: Any,
         tokenizer: Tokenizer | None,
-        image_tokenizer: ChameleonImageDecoder | None,
+        image_tokenizer: Any,
         codebook_size: int,
         first: int,
     ) -> None:
@@ -57,10 +59,10 @@ class MixedModal(TransformersModel):
                 f"the image decoder knows {image_tokenizer.config.codebook_size} codes, "
                 f"the vocabulary {codebook_size}: they do not belong together"
             )
-        if image_tokenizer is not None and image_tokenizer.config.downsampling != TOKEN_SIDE:
+        if image_tokenizer is not None and image_tokenizer.config.downsampling != self.token_side:
             raise ZipARError(
                 f"the image decoder makes {image_tokenizer.config.downsampling} pixels of a token's side: "
-                f"{type(self).__name__} needs {TOKEN_SIDE}"
+                f"{type(self).__name__} needs {self.token_side}"
             )
 
     @classmethod
@@ -93,7 +95,7 @@ class MixedModal(TransformersModel):
         return whole.eval().requires_grad_(False)
 
     @classmethod
-    def _parts(cls, directory: Path) -> tuple[Tokenizer, ChameleonImageDecoder, dict[str, Any]]:
+    def _parts(cls, directory: Path) -> tuple[Tokenizer, Any, dict[str, Any]]:
         """All but the decoder, and arguments that ``config.json`` holds."""
         settings, image_tokenizer = cls._settings(directory)
         tensors = read_tensors(directory / "image_tokenizer.safetensors", image_tokenizer)
@@ -101,14 +103,18 @@ class MixedModal(TransformersModel):
         return read_tokenizer(directory / "tokenizer.json"), image_tokenizer, settings
 
     @classmethod
-    def _settings(cls, directory: Path) -> tuple[dict[str, Any], ChameleonImageDecoder]:
+    def _settings(cls, directory: Path) -> tuple[dict[str, Any], Any]:
         """Arguments that ``config.json`` holds, and the image decoder without weights."""
         config = read_config(directory)
         with build(directory):
             settings = cls.settings(config) | {"defaults": Sampling(**config["sampling"])}
             with torch.device("meta"):
-                shape = VQConfig(**config["image_tokenizer"])
-                return settings, ChameleonImageDecoder(shape, attention=cls.attention)
+                return settings, cls.image_decoder(VQConfig(**config["image_tokenizer"]))
+
+    @classmethod
+    def image_decoder(cls, shape: VQConfig) -> Any:
+        """The family's image decoder, without its weights."""
+        return ChameleonImageDecoder(shape, attention=cls.attention)
 
     @classmethod
     @abstractmethod
@@ -186,7 +192,7 @@ class MixedModal(TransformersModel):
         if self.image_tokenizer is None:
             raise ZipARError(
                 f"this {type(self).__name__} was made without an image decoder, which transformers has not: "
-                "load a directory that `zipar convert` made, or give it a ChameleonImageDecoder"
+                "load a directory that `zipar convert` made, or give it one"
             )
         place = next(self.image_tokenizer.parameters()).device  # not where all of the decoder is
         return self.image_tokenizer.decode(codes.to(place))
