@@ -63,7 +63,7 @@ def decodings(monkeypatch):
         asked.append((prefix, strategy, sampling, seeds))
         return type("Decoded", (), {"tokens": torch.zeros(len(seeds), grid.slots, dtype=torch.int64)})
 
-    monkeypatch.setattr("zipar.integrations.generate.decode", decode)
+    monkeypatch.setattr("zipar.models.decodings.decode", decode)
     return asked
 
 

@@ -45,10 +45,10 @@ def decodings(
         ZipARError: see ``decode``.
     """
     done: list[Decoding] = []
-    passes = 0
 
     def told(progress: Progress) -> None:
         assert callback is not None
+        passes = sum(each.decoded.forward_passes for each in done)
         callback(Progress(progress.done + passes, progress.passes + passes, progress.queries))
 
     for number, grid in enumerate(grids, first):
@@ -57,10 +57,9 @@ def decodings(
         model = model.of(grid)
         decoded = decode(
             *(model, prefix, grid, strategy, sampling, [seed + number * NEXT for seed in seeds]),
-            None if callback is None else told,
+            callback=None if callback is None else told,
             deterministic=deterministic,
             cuda_graphs=cuda_graphs,
         )
         done.append(Decoding(model, prefix, grid, decoded))
-        passes += decoded.forward_passes
     return done
