@@ -114,7 +114,8 @@ class Scheduler:
             ZipARError: two models of one name, or an alias of none.
         """
         self.models = {served.name: served for served in models}
-        self.names = {**(aliases or {}), **{name: name for name in self.models}}
+        own = {name: name for name in self.models}
+        self.names = {**own, **(aliases or {}), **own}
         """What requests may call models, and what these are called here."""
         if len(self.models) < len(models):
             raise ZipARError(f"models of one name, {', '.join(served.name for served in models)}: serve each once")

@@ -62,16 +62,13 @@ class Served:
         negative = asked.negative_prompt if (asked.negative_prompt or "").strip() else None
         if negative is not None and not sampling.guided:
             raise ZipARError("negative_prompt does nothing at guidance scale 1: raise guidance_scale or leave it out")
+        strategy = self.pipe.strategy if asked.strategy is None else strategy_of(asked.strategy)
         if self.model.vocabulary is not None:
             self.model.vocabulary.check(asked.prompt)
+        shared = replace(sampling, guidance_scale=2.0 if sampling.guided else 1.0, temperature=1.0)
         seed = secrets.randbelow(2**32) if asked.seed is None else asked.seed
         return Order(
-            style=Style(
-                self,
-                self.sizes[size],
-                self.pipe.strategy if asked.strategy is None else strategy_of(asked.strategy),
-                replace(sampling, guidance_scale=2.0 if sampling.guided else 1.0, temperature=1.0),
-            ),
+            style=Style(self, self.sizes[size], strategy, shared),
             prompt=asked.prompt,
             negative=negative,
             sampling=sampling,
