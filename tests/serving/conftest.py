@@ -56,10 +56,11 @@ def serving(scheduling):
         taken = bind("127.0.0.1", 0)
         with scheduling(**options) as scheduler:
             app = application(scheduler, api_key=api_key, allowed_origins=allowed_origins)
-            server = Server(uvicorn.Config(app, log_config=None, access_log=False), scheduler)
+            ready = threading.Event()
+            server = Server(uvicorn.Config(app, log_config=None, access_log=False), scheduler, ready.set)
             thread = threading.Thread(target=server.run, args=([taken],))
             thread.start()
-            until(lambda: server.started)
+            assert ready.wait(30)
             try:
                 yield Client(taken.getsockname()[1], server, scheduler)
             finally:

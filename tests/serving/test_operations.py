@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 from zipar.serving.door import JSONLines
 
 PROMPT = "a red fox in the snow"
+
 
 def figures(server):
     """What Prometheus would read of the model "words", by name."""
@@ -195,6 +197,23 @@ def test_more_than_fits_is_refused(serving, gate, helpers):
         assert sorted(found) == [200] * 12 + [503] * 18
         with server.openai(max_retries=2) as client:
             assert client.images.generate(prompt=PROMPT).data
+
+
+def test_a_second_signal_does_not_wait(serving, gate, helpers):
+    with serving(rows=1) as server:
+        held = server.socket(helpers.post({}))
+        helpers.until(lambda: figures(server)["zipar:num_requests_running"] == 1)
+        server.server.handle_exit(signal.SIGINT, None)
+        assert server.ask("GET", "/ready")[0] == 503
+        assert server.ask("GET", "/health")[0] == 200
+        status, headers, _ = server.ask("POST", "/v1/images/generations", {"prompt": PROMPT})
+        assert (status, headers["retry-after"]) == (503, "5")
+        assert not server.server.should_exit
+        server.server.handle_exit(signal.SIGINT, None)
+        assert server.server.should_exit
+        assert server.server.force_exit
+        gate.set()
+        held.close()
 
 
 def test_the_http_side_needs_no_torch():

@@ -145,6 +145,6 @@ def serve(
         most = lanes * max(map(scheduler.memory, served))
         print(f"{lanes} lanes of {rows} images: {most / 2**20:.0f} MiB of keys and values at most")
         address, number = taken.getsockname()[:2]
-        print(f"http://{f'[{address}]' if ':' in address else address}:{number}/v1 is ready", flush=True)
+        url = f"http://{f'[{address}]' if ':' in address else address}:{number}/v1"
         app = application(scheduler, api_key=api_key, allowed_origins=allowed_origins or ())
-        server.run(app, scheduler, taken, log_json)
+        server.run(app, scheduler, taken, lambda: print(f"{url} is ready", flush=True), log_json)

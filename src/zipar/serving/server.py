@@ -4,6 +4,7 @@ import logging
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -33,13 +34,19 @@ def bind(host: str, port: int) -> socket.socket:
         taken.bind(address)
     except (OSError, UnicodeError) as error:
         raise ZipARError(
-            f"{host}:{port} cannot be listened at: {reason(error)}; give another --host or --port"
+            f"{host}:{port} cannot be listened at ({reason(error)}): give another --host or --port"
         ) from error
     return taken
 
 
-def run(app: Any, scheduler: "Scheduler", taken: socket.socket, log_json: bool = False) -> None:
+def run(
+    app: Any, scheduler: "Scheduler", taken: socket.socket, ready: Callable[[], None], log_json: bool = False
+) -> None:
     """Serve until a signal comes, and then until all that was accepted is answered; a second signal ends it at once.
+
+    Args:
+        taken: what ``bind`` gave.
+        ready: called once requests are answered.
 
     Raises:
         KeyboardInterrupt: the signal was that of Ctrl-C.
@@ -47,7 +54,8 @@ def run(app: Any, scheduler: "Scheduler", taken: socket.socket, log_json: bool =
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONLines() if log_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    server = Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE), scheduler)
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE)
+    server = Server(config, scheduler, ready)
     server.run([taken])
     if server.caught == signal.SIGINT:
         raise KeyboardInterrupt
@@ -59,9 +67,13 @@ class Server(uvicorn.Server):
     caught: int | None = None
     """The last signal."""
 
-    def __init__(self, config: uvicorn.Config, scheduler: "Scheduler") -> None:
+    def __init__(self, config: uvicorn.Config, scheduler: "Scheduler", ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self._scheduler = scheduler
+        self._scheduler, self._ready = scheduler, ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.caught is not None:
