@@ -118,7 +118,7 @@ def test_slips_end_in_one_line_before_anything_is_loaded(zipar, text_model, clip
         (["--size", "8"], "size '8' is none"),
         (["--api-key", " "], "the API key is empty"),
         (["--strategy", "zipar:x"], "first_row 'x' is not possible"),
-        (["--queue", "3"], "3 is not in the range x>=10|10<=x"),
+        (["--queue", "3"], "--queue.*10"),
         (["--model", "nowhere/at/all"], "nowhere/at/all is no checkpoint"),
         (["--model", text_model, "--size", "8x8"], "makes no images of 8x8 pixels"),
         (["--model", text_model, "--alias", "a=b"], "alias 'a' is of 'b', which is not served"),
