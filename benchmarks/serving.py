@@ -2,8 +2,8 @@
 
     python benchmarks/serving.py --requests 200
 
-Requests for single images arrive at random (Poisson), whether or not earlier ones are answered, at shares of the rate at
-which the pipeline makes full batches. Three servers get the same arrivals: ours, one that makes an image after the
+Requests for single images arrive at random (Poisson), whether or not earlier ones are answered, at shares of the rate
+at which the pipeline makes full batches. Three servers get the same arrivals: ours, one that makes an image after the
 other, and one that makes a batch of what has queued whenever it is done with the last. They differ in their engine
 alone. Finished measurements stay in ``--output``: a run that was killed goes on where it was. Give it idle cores.
 """

@@ -7,6 +7,7 @@ wait come in, in order of arrival; each lane that holds any makes one pass.
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -275,7 +276,10 @@ class Scheduler:
         """Images come in, in order of arrival; those whose lane is full or cannot be had yet are overtaken.
 
         Where one waits for a lane, the emptiest takes nobody who came after it was opened, until it can be replaced.
+        On a CPU a row costs what the widest one does; so once a whole lane of images waits, they come in together, when
+        it is empty, and stay in step.
         """
+        waiting = Counter(image.job.order.style for image in tuple(self._waiting))
         coming: dict[_Pool, list[_Image]] = {}
         closed: set[_Pool] = set()
         for image in tuple(self._waiting):
@@ -291,9 +295,10 @@ class Scheduler:
                 continue
             if pool is None:
                 closed.add(min(self._pools.values(), key=lambda pool: len(pool.images)))
-            elif len(pool.images) + len(coming.get(pool, ())) < self.rows and (
-                pool not in closed or image.arrived <= pool.opened
-            ):
+                continue
+            together = bool(pool.images) and pool.lane.tokens.is_cpu and waiting[pool.style] >= self.rows
+            overtaking = pool in closed and image.arrived > pool.opened
+            if len(pool.images) + len(coming.get(pool, ())) < self.rows and not together and not overtaking:
                 coming.setdefault(pool, []).append(image)
                 self._leave_queue(image)
         for pool, images in coming.items():
