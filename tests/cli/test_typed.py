@@ -60,13 +60,14 @@ COMMANDS = commands(typer.main.get_command(app))
 
 @pytest.fixture
 def offline(monkeypatch):
-    """No hub; and commands that make many images stop where the work would begin."""
+    """No hub; and commands that make many images, or serve them, stop where the work would begin."""
 
-    def stop(self, strategy):
+    def stop(self, *strategy):
         raise ZipARError("enough")
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("zipar.evaluation.samples.Study.warm_up", stop)
+    monkeypatch.setattr("zipar.serving.scheduler.Scheduler.warm_up", stop)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +85,7 @@ def lines(text_model, tmp_path_factory):
         ("tune",): [prompts, *model, "--quiet", "--images", 2],
         ("plan",): model,
         ("prompts",): model,
+        ("serve",): [*model, "--port", "0"],
         ("convert", "commavq"): [folder, "out"],
         ("convert", "cosmos"): [weights, folder, "out"],
         ("convert", "emu3"): [folder, folder, "out"],
@@ -100,7 +102,7 @@ def lines(text_model, tmp_path_factory):
 def test_all_commands_are_walked(lines, zipar, offline):
     assert lines.keys() == COMMANDS.keys()
     for names, line in lines.items():
-        assert zipar(*line)[0] == (2 if names[0] in ("eval", "tune", "convert") else 0), line
+        assert zipar(*line)[0] == (2 if names[0] in ("eval", "tune", "serve", "convert") else 0), line
 
 
 @EXAMPLES

@@ -31,6 +31,14 @@ def test_a_new_cache_takes_the_prefix(cache):
     assert values.equal(value)
 
 
+def test_its_memory_is_that_of_all_entries(cache):
+    assert cache.memory == 0
+    place(cache, [[-2, -1]] * ROWS, 0)
+    for layer in cache.layers:
+        layer.update(entries(PREFIX), entries(PREFIX))
+    assert cache.memory == 2 * 2 * ROWS * 4 * (PREFIX + SLOTS) * 8 * 4  # two layers, keys and values, float32
+
+
 def test_each_row_writes_to_slots_of_its_own(cache):
     slots = torch.tensor([[0, 5], [2, 1], [4, 3]])
     key, value = entries(2), entries(2)

@@ -78,8 +78,11 @@ class Arrivals:
         sampling = Sampling(scale, (0.0, 0.7, 1.3)[self.draw(3)], **self.filters)
         return TEXTS[self.draw(len(TEXTS))], sampling, self.draw(2**40)
 
-    def run(self, lane, count, check=lambda: None):
-        """All images through the lane; ticket -> (text, sampling, seed), ticket -> what came of it."""
+    def run(self, lane, count, check=lambda: None, leave=0.0):
+        """All images through the lane; ticket -> (text, sampling, seed), ticket -> what came of it.
+
+        Before each pass, each image is dropped with probability ``leave``.
+        """
         asked, found = {}, {}
         waiting = [self.image() for _ in range(count)]
         while waiting or lane.busy:
@@ -91,6 +94,10 @@ class Arrivals:
             if not lane.busy:
                 continue
             finished = lane.retire()  # some are done when they come
+            for ticket in asked.keys() - found.keys() - {image.ticket for image in finished}:
+                if self.draw(1000) < 1000 * leave:
+                    lane.drop(ticket)
+                    del asked[ticket]
             if lane.busy:
                 lane.step()
                 check()
@@ -128,6 +135,53 @@ def test_every_image_is_that_of_decode_alone(models, kind, grid, strategy, guide
         model, grid, strategy, Sampling(2.0 if guided else 1.0, **filters), rows, deterministic=deterministic
     )
     arrivals.check(*arrivals.run(lane, 6))
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+def test_images_that_are_dropped_leave_the_others_as_they_are(models, strategy, deterministic):
+    model, grid = models("by_text"), TokenGrid(4, 4)
+    arrivals = Arrivals(model, grid, strategy, True, {}, 7)
+    asked, found = arrivals.run(
+        lane_of(model, grid, strategy, Sampling(2.0), 3, deterministic=deterministic), 12, leave=0.1
+    )
+    assert 2 < len(asked) < 12
+    arrivals.check(asked, found)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+def test_an_image_can_be_looked_at_as_it_grows(models, strategy):
+    model, grid, sampling = models("by_text"), TokenGrid(4, 4), Sampling(2.0)
+    lane = lane_of(model, grid, strategy, sampling, 2)
+    tickets = lane.admit(prefix_of(model, TEXTS[:2], True, grid), sampling, [1, 2])
+    seen = {ticket: [lane.peek(ticket)] for ticket in tickets}
+    finished = {}
+    while lane.busy:
+        lane.step()
+        for ticket in tickets:
+            if ticket not in finished:
+                seen[ticket].append(lane.peek(ticket))
+        finished |= {image.ticket: image for image in lane.retire()}
+    for ticket, looks in seen.items():
+        tokens, born = zip(*looks, strict=True)
+        assert [int(look.max()) for look in born] == list(range(len(looks)))  # every pass brings something
+        assert tokens[-1].equal(finished[ticket].tokens)
+        assert born[-1].equal(finished[ticket].born)
+        assert tokens[0][1:].eq(0).all()
+
+
+@pytest.mark.parametrize("strategy", [Raster(), ZipAR(2, 3)], ids=str)
+def test_passes_read_of_prompts_what_the_longest_in_the_lane_takes(models, strategy):
+    model, grid, sampling = models("by_text"), TokenGrid(4, 4), Sampling(2.0)
+    lane = lane_of(model, grid, strategy, sampling, 2)
+    for text, seed in (("fox", 1), ("a red fox in the snow", 2)):
+        prefix = prefix_of(model, [text], True, grid)
+        lane.admit(prefix, sampling, [seed])
+        lane.step()
+        assert lane.cache.placement.read.start == LONGEST - prefix.prompt
+    lane.drop(1)
+    lane.step()
+    assert lane.cache.placement.read.start == LONGEST - 2
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=str)

@@ -10,7 +10,7 @@ from typing import Annotated, TextIO
 import typer
 
 import zipar
-from zipar.cli import compare, convert, evaluate, generate, plan, prompts, tune
+from zipar.cli import compare, convert, evaluate, generate, plan, prompts, serve, tune
 from zipar.cli.terminal import give_up_stdout, spell_out
 from zipar.errors import ZipARError, reason
 
@@ -26,6 +26,7 @@ app.command("generate")(generate.generate)
 app.command("compare")(compare.compare)
 app.command("eval")(evaluate.evaluate)
 app.command("tune")(tune.tune)
+app.command("serve")(serve.serve)
 app.command("plan")(plan.plan)
 app.command("prompts")(prompts.prompts)
 app.add_typer(convert.app, name="convert")

@@ -145,15 +145,7 @@ def start(
     directory = auto.find(model)
     if not all(prompt.strip() for prompt in prompts) and not auto.family(directory).wordless:
         raise ZipARError("the prompt is empty: say what to paint")
-    _hush()
-    with spinner(f"loading {model}", quiet):
-        pipe = pipeline(
-            directory,
-            dtype=getattr(torch, dtype.value) if dtype else None,
-            device=device,
-            quantize=quantize.value if quantize else None,
-            cuda_graphs=cuda_graphs,
-        )
+    pipe = load(model, directory, dtype, quantize, device, cuda_graphs, quiet)
     asked: dict[str, Any] = {name: value for name, value in sampling.items() if value is not None}
     pixels = wanted or pipe.model.image_size
     return Session(
@@ -171,6 +163,31 @@ def start(
         num_images=num_images,
         deterministic=deterministic,
     )
+
+
+def load(
+    name: str,
+    directory: Path,
+    dtype: DType | None,
+    quantize: Quantization | None,
+    device: str | None,
+    cuda_graphs: bool,
+    quiet: bool,
+) -> Pipeline:
+    """The pipeline of a checkpoint directory, with a spinner that tells of ``name``.
+
+    Raises:
+        ZipARError: it cannot be loaded.
+    """
+    _hush()
+    with spinner(f"loading {name}", quiet):
+        return pipeline(
+            directory,
+            dtype=getattr(torch, dtype.value) if dtype else None,
+            device=device,
+            quantize=quantize.value if quantize else None,
+            cuda_graphs=cuda_graphs,
+        )
 
 
 def makes_clips(model: str) -> bool:

@@ -17,6 +17,11 @@ class SlotCache:
         self.placement = Placement(rows, prefix + slots)
         self.layers = [SlotCacheLayer(self.placement) for _ in range(layers)]
 
+    @property
+    def memory(self) -> int:
+        """Bytes of all keys and values, once a prefill has allocated them."""
+        return sum(held.nbytes for layer in self.layers for held in (layer.keys, layer.values) if held is not None)
+
     def place(self, rows: slice, index: Tensor, keys: slice) -> None:
         """Say where the coming pass writes and reads.
 

@@ -25,7 +25,8 @@ class Graphs:
             return self._results[arguments]
         if arguments not in self._graphs:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=self._pool):
+            capture = torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local")  # others may go on
+            with torch.cuda.device(self._device), capture:
                 function(*arguments)
             self._graphs[arguments] = graph
         self._graphs[arguments].replay()

@@ -65,6 +65,8 @@ class _Image:
     ticket: int
     evaluated: int
     """By the lane when it came."""
+    prompt: int
+    """Tokens before its first slot, padding included."""
     passes: int = 1
 
 
@@ -204,7 +206,7 @@ class Lane:
         self.passes[rows] = 1
         tickets = range(self._tickets, self._tickets + images)
         self._tickets += images
-        self._images += [_Image(ticket, self.evaluated) for ticket in tickets]
+        self._images += [_Image(ticket, self.evaluated, length) for ticket in tickets]
         return tickets
 
     @torch.inference_mode()
@@ -276,13 +278,15 @@ class Lane:
         fed, slots = self.tokens[:rows].gather(1, step.sources), step.queries
         if self.branches == 2:
             fed, slots = fed.repeat_interleave(2, 0), slots.repeat_interleave(2, 0)
-        theirs, seen = slice(0, rows * self.branches), slice(self.cache.prefix + extent)
+        first = self.cache.prefix - max(image.prompt for image in self._images) if self._trims else 0
+        theirs, seen = slice(0, rows * self.branches), slice(first, self.cache.prefix + extent)
         entries = slots + self.cache.prefix
         written = self.written[theirs].scatter_(1, entries, True)
         visible = written[:, None, seen] & (self._entries[seen] <= entries[..., None])
         if (shown := self._first(rows).shown) is not None:
             shown = shown[:, :extent].repeat_interleave(self.branches, 0)[:, None]
-            visible[..., self.cache.prefix :] &= shown | (self._serves[slots][..., None] == self._serves[:extent])
+            same_row = self._serves[slots][..., None] == self._serves[:extent]
+            visible[..., self.cache.prefix - first :] &= shown | same_row
         mask = torch.where(visible, self._shown, self._hidden)[:, None]
         self.cache.place(theirs, entries, seen)
         return self.model.step(fed, slots, self.lengths[theirs], self.cache, mask)
@@ -320,14 +324,29 @@ class Lane:
         rows = {self._images.index(image) for image in done if image in self._images}
         return [self._release(row) for row in sorted(rows, reverse=True)]  # so that the last busy row is never one
 
+    @torch.inference_mode()
+    def peek(self, ticket: int) -> tuple[Tensor, Tensor]:
+        """An image that is not done: its tokens so far, and the pass of each; int64 (slots,), 0 where none is yet."""
+        row = self._row(ticket)
+        return self.tokens[row, :-1].clone(), self.born[row, :-1].clone()
+
+    @torch.inference_mode()
+    def drop(self, ticket: int) -> None:
+        """Let an image go that is not done."""
+        self._vacate(self._row(ticket))
+
     def clear(self) -> None:
         """Let all images go, done or not."""
         self._images.clear()
         self._flags.clear()
 
+    def _row(self, ticket: int) -> int:
+        """The row of an image that the lane holds."""
+        return next(row for row, image in enumerate(self._images) if image.ticket == ticket)
+
     def _release(self, row: int) -> Finished:
-        """The image of a row, into which the last busy one moves."""
-        image, last = self._images[row], self.busy - 1
+        """The image of a row, which it leaves."""
+        image = self._images[row]
         tokens, born, drawn = (held[row, :-1].clone() for held in (self.tokens, self.born, self.log_probabilities))
         finished = Finished(
             image.ticket,
@@ -338,6 +357,12 @@ class Lane:
             int(self.schedule.rejections[row]),
             drawn,
         )
+        self._vacate(row)
+        return finished
+
+    def _vacate(self, row: int) -> None:
+        """Free a row: the last busy one moves into it."""
+        last = self.busy - 1
         if row < last:
             self.schedule.move(last, row)
             for held in self._held:
@@ -348,4 +373,3 @@ class Lane:
             self.cache.move(from_last, theirs)
             self._images[row] = self._images[last]
         del self._images[last]
-        return finished

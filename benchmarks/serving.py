@@ -1,0 +1,219 @@
+"""What the server makes of the load that it is offered: writes the last section of docs/serving.md.
+
+    python benchmarks/serving.py --requests 200
+
+Requests for single images arrive at random (Poisson), whether or not earlier ones are answered, at shares of the rate
+at which the pipeline makes full batches. Three servers get the same arrivals: ours, one that makes an image after the
+other, and one that makes a batch of what has queued whenever it is done with the last. They differ in their engine
+alone. Finished measurements stay in ``--output``: a run that was killed goes on where it was. Give it idle cores.
+"""
+
+import argparse
+import asyncio
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+
+import zipar
+from ablations import kept
+from decoding import machine
+from zipar.decoding import names
+from zipar.serving import server
+from zipar.serving.app import application
+from zipar.serving.events import Made
+from zipar.serving.painter import encode
+from zipar.serving.scheduler import Scheduler
+from zipar.serving.served import Served
+
+ENGINES = {"ours": "continuous batching", "one": "one image at a time", "queued": "a batch of what has queued"}
+LOADS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.5)
+"""Shares of the offline rate. The first is light load, the last one saturates."""
+MARK = "<!-- written by benchmarks/serving.py -->\n"
+Figures = dict[str, Any]
+
+
+class Queued(Scheduler):
+    """Makes a batch of what has queued, ``rows`` images at most, and answers when it is done."""
+
+    def _run(self) -> None:
+        while self._more():
+            batch = tuple(self._waiting[: self.rows])
+            for image in batch:
+                self._leave_queue(image)
+            orders = [image.job.order for image in batch]
+            first = orders[0]
+            made = first.style.served.pipe(
+                [order.prompt for order in orders],
+                seed=[order.seeds[image.index] for order, image in zip(orders, batch, strict=True)],
+                strategy=first.style.strategy,
+                **asdict(first.sampling),
+            )
+            for image, order, picture in zip(batch, orders, made.images, strict=True):
+                self._tell(image, Made(image.index, order.seeds[image.index], encode(picture, "png", 100), 0))
+                self._settle(image)
+
+    def _more(self) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or self._waiting)
+            return not self._stopping
+
+
+def serve(args: argparse.Namespace) -> None:
+    """The other process: a server with one of the engines, whose port is the first line it prints."""
+    pipe = pipeline(args)
+    kind = Scheduler if args.serve == "ours" else Queued
+    rows = 1 if args.serve == "one" else args.rows
+    taken = server.bind("127.0.0.1", 0)
+    with kind([Served.of("model", pipe, 256)], rows=rows, lanes=1, queue=100_000) as scheduler:
+        port = taken.getsockname()[1]
+        server.run(application(scheduler), scheduler, taken, partial(print, port, flush=True))
+
+
+def pipeline(args: argparse.Namespace) -> zipar.Pipeline:
+    pipe = zipar.pipeline(args.model)
+    return zipar.Pipeline(pipe.model, args.strategy or pipe.strategy)
+
+
+@contextmanager
+def running(engine: str, args: argparse.Namespace) -> Iterator[int]:
+    """A server in a process of its own, for as long as the block; gives its port."""
+    options = [
+        "--model",
+        args.model,
+        "--rows",
+        str(args.rows),
+        *(["--strategy", args.strategy] if args.strategy else []),
+    ]
+    command = [sys.executable, __file__, "--serve", engine, *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.terminate()
+
+
+def offline(pipe: zipar.Pipeline, args: argparse.Namespace) -> Figures:
+    """Seconds of single images, and images a second in full batches; both include the files."""
+    prompts = pipe.model.examples(args.rows)
+
+    def seconds(prompts: Sequence[str], seed: int) -> float:
+        started = time.perf_counter()
+        for image in pipe(list(prompts), seed=seed).images:
+            encode(image, "png", 100)
+        return time.perf_counter() - started
+
+    seconds(prompts, 0)  # warms up
+    single = [seconds(prompts[:1], seed) for seed in range(args.batches * 2)]
+    full = [seconds(prompts, seed) for seed in range(args.batches)]
+    return {
+        "machine": machine(),
+        "single": statistics.median(single),
+        "rate": args.rows / statistics.median(full),
+    }
+
+
+async def offered(port: int, rate: float, count: int, prompts: Sequence[str]) -> Figures:
+    """Seconds of each request, from when it was due, and images a second, when they arrive at ``rate`` a second."""
+    draw = random.Random(0)
+    async with openai.AsyncOpenAI(
+        base_url=f"http://127.0.0.1:{port}/v1",
+        api_key="none",
+        max_retries=0,
+        http_client=httpx2.AsyncClient(trust_env=False, limits=httpx2.Limits(max_connections=None)),
+    ) as client:
+
+        async def ask(number: int, due: float) -> float:
+            await asyncio.sleep(due - time.perf_counter())
+            await client.images.generate(prompt=prompts[number % len(prompts)], extra_body={"seed": number})
+            return time.perf_counter() - due
+
+        await client.images.generate(prompt=prompts[0])  # warms up
+        due = started = time.perf_counter()
+        asking = []
+        for number in range(count):
+            due += draw.expovariate(rate)
+            asking.append(asyncio.ensure_future(ask(number, due)))
+        seconds = await asyncio.gather(*asking)
+        return {"seconds": seconds, "rate": count / (time.perf_counter() - started)}
+
+
+def measured(engine: str, rates: Sequence[float], prompts: Sequence[str], args: argparse.Namespace) -> list[Figures]:
+    """Figures of an engine under each load, one after the other."""
+    found = []
+    with running(engine, args) as port:
+        for rate in rates:
+            found.append(asyncio.run(offered(port, rate, args.requests, prompts)))
+            print(f"{engine}, {rate:.2f} images a second offered: {found[-1]['rate']:.2f} made", flush=True)
+    return found
+
+
+def table(loads: Sequence[float], found: dict[str, list[Figures]], base: Figures) -> str:
+    lines = [
+        "| offered | engine | images a second | of full batches | p50, s | p90, s | p99, s |",
+        "| ---: | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for number, load in enumerate(loads):
+        for engine, words in ENGINES.items():
+            figures = found[engine][number]
+            ordered = sorted(figures["seconds"])
+            marks = [f"{ordered[min(len(ordered) - 1, int(share * len(ordered)))]:.2f}" for share in (0.5, 0.9, 0.99)]
+            cells = [f"{load:.0%}", words, f"{figures['rate']:.2f}", f"{figures['rate'] / base['rate']:.2f}", *marks]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="emoji")
+    parser.add_argument("--strategy", help="such as zipar:4; the pipeline's own unless told otherwise")
+    parser.add_argument("--rows", type=int, default=8, help="images of a lane, and of a batch")
+    parser.add_argument("--requests", type=int, default=200, help="of each load")
+    parser.add_argument("--loads", type=float, nargs="+", default=LOADS)
+    parser.add_argument("--batches", type=int, default=5, help="timed offline")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/serving"))
+    parser.add_argument("--page", type=Path, default=Path("docs/serving.md"))
+    parser.add_argument("--serve", choices=ENGINES, help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    if args.serve:
+        return serve(args)
+    pipe = pipeline(args)
+    prompts = pipe.model.examples(32)
+    base = kept(args.output / "offline.json", lambda: offline(pipe, args))
+    rates = [load * base["rate"] for load in args.loads]
+
+    def load(engine: str) -> Figures:
+        return {"loads": measured(engine, rates, prompts, args)}
+
+    found = {engine: kept(args.output / f"{engine}.json", partial(load, engine))["loads"] for engine in ENGINES}
+    text = (Path(__file__).parent / "serving.md").read_text(encoding="utf-8")
+    filled = text.format(
+        model=args.model,
+        strategy=names.name(pipe.strategy),
+        rows=args.rows,
+        requests=args.requests,
+        machine=base["machine"],
+        single=f"{base['single']:.2f}",
+        rate=f"{base['rate']:.2f}",
+        loads=table(args.loads, found, base),
+        light=f"{statistics.median(found['ours'][0]['seconds']) / base['single'] - 1:+.0%}",
+        saturated=f"{found['ours'][-1]['rate'] / base['rate']:.2f}",
+    )
+    page = args.page.read_text(encoding="utf-8")
+    args.page.write_text(page.partition(MARK)[0] + MARK + filled, encoding="utf-8")
+    return None
+
+
+if __name__ == "__main__":
+    main()

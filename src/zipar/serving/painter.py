@@ -1,0 +1,73 @@
+"""From tokens to files, in a thread of its own, so that the decoder never waits for pixels."""
+
+import io
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from zipar.grid import TokenGrid
+from zipar.models.base import VisualModel
+
+EMPTY = 0xE6
+"""The grey of tokens that are still to come."""
+
+
+class Painter:
+    """One thread, and on a GPU a stream of its own."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "zipar-painter")
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+
+    def put(self, work: Callable[..., None], device: torch.device, *arguments: Any) -> None:
+        """Have ``work(*arguments)`` done, once what the caller has asked of the device is."""
+        ready = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+        self._thread.submit(self._do, work, device, ready, arguments)
+
+    def stop(self) -> None:
+        self._thread.shutdown()
+
+    @torch.inference_mode()
+    def _do(self, work: Callable[..., None], device: torch.device, ready: Any, arguments: tuple[Any, ...]) -> None:
+        if ready is None:
+            return work(*arguments)
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        stream = self._streams[device]
+        stream.wait_event(ready)
+        for each in arguments:
+            if isinstance(each, Tensor):
+                each.record_stream(stream)
+        with torch.cuda.stream(stream):
+            return work(*arguments)
+
+
+def picture(model: VisualModel, grid: TokenGrid, tokens: Tensor, born: Tensor | None = None) -> Image.Image:
+    """The image of a sequence of tokens.
+
+    Args:
+        tokens: int64 (slots,), as the model writes them.
+        born: of an image that is not done, the pass of each token; those to come, 0, are left grey.
+    """
+    came = torch.ones_like(tokens, dtype=torch.bool) if born is None else born > 0
+    came[grid.first] = True  # by the prefill
+    # what is to come is painted as the first token, for not every model has something to show of token 0
+    codes = model.codes(model.pick(tokens.where(came, tokens[grid.first])[None], grid))
+    pixels = model.pixels(codes)[0].cpu().numpy()
+    if born is not None:
+        cells = Image.fromarray(model.pick(came[None], grid)[0].to(torch.uint8).cpu().numpy())
+        shown = cells.resize(pixels.shape[1::-1], Image.Resampling.NEAREST)
+        pixels = np.where(np.asarray(shown)[..., None], pixels, np.uint8(EMPTY))
+    return Image.fromarray(pixels)
+
+
+def encode(image: Image.Image, form: str, compression: int) -> bytes:
+    """A file of an image; ``compression`` is the quality, 0 to 100, of "jpeg" and "webp", and of no effect on "png"."""
+    buffer = io.BytesIO()
+    image.save(buffer, form, **({} if form == "png" else {"quality": compression}))
+    return buffer.getvalue()

@@ -1,0 +1,100 @@
+"""A model that is served: what requests may ask of it, and what its images need."""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from zipar.arguments import shown
+from zipar.decoding.names import strategy_of
+from zipar.decoding.sampling import Sampling
+from zipar.decoding.strategy import Strategy
+from zipar.errors import ZipARError
+from zipar.grid import TokenGrid
+from zipar.models.base import VideoModel, VisualModel
+from zipar.pipeline import Pipeline
+from zipar.serving.protocol import ImageRequest
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """A pipeline under a name."""
+
+    name: str
+    pipe: Pipeline
+    sizes: dict[str, TokenGrid]
+    """What images it makes, as in "512x384" (width x height); the first is what they are unless told otherwise."""
+    longest_prompt: int
+    """In tokens."""
+
+    @classmethod
+    def of(cls, name: str, pipe: Pipeline, longest_prompt: int, sizes: Sequence[tuple[int, int]] = ()) -> "Served":
+        """
+        Args:
+            sizes: (height, width) in pixels, besides the model's own.
+
+        Raises:
+            ZipARError: it makes clips, or no images of a size.
+        """
+        if isinstance(pipe.model, VideoModel):
+            raise ZipARError(f"{name} makes clips, and the images API has none: serve a model of images")
+        grids = {
+            f"{width}x{height}": pipe.model.grid(height, width) for height, width in (pipe.model.image_size, *sizes)
+        }
+        return cls(name, pipe, grids, longest_prompt)
+
+    @property
+    def model(self) -> VisualModel:
+        return self.pipe.model
+
+    def order(self, asked: ImageRequest) -> "Order":
+        """What a request comes to.
+
+        Raises:
+            ZipARError: the model cannot honour it.
+        """
+        size = next(iter(self.sizes)) if asked.size == "auto" else asked.size
+        if size not in self.sizes:
+            raise ZipARError(f"size {shown(asked.size)} is not possible: use {', '.join(self.sizes)} or auto")
+        fields = ("guidance_scale", "temperature", "top_k", "top_p")
+        given: dict[str, Any] = {name: value for name in fields if (value := getattr(asked, name)) is not None}
+        sampling = replace(self.model.defaults, **given)
+        negative = asked.negative_prompt if (asked.negative_prompt or "").strip() else None
+        if negative is not None and not sampling.guided:
+            raise ZipARError("negative_prompt does nothing at guidance scale 1: raise guidance_scale or leave it out")
+        strategy = self.pipe.strategy if asked.strategy is None else strategy_of(asked.strategy)
+        if self.model.vocabulary is not None:
+            self.model.vocabulary.check(asked.prompt)
+        shared = replace(sampling, guidance_scale=2.0 if sampling.guided else 1.0, temperature=1.0)
+        seed = secrets.randbelow(2**32) if asked.seed is None else asked.seed
+        return Order(
+            style=Style(self, self.sizes[size], strategy, shared),
+            prompt=asked.prompt,
+            negative=negative,
+            sampling=sampling,
+            seeds=[seed + i for i in range(asked.n)],
+            size=size,
+        )
+
+
+@dataclass(frozen=True)
+class Style:
+    """What images have in common that can share a lane."""
+
+    served: Served
+    grid: TokenGrid
+    strategy: Strategy
+    sampling: Sampling
+    """Guided or not, and the filters; scale and temperature are each image's own, and say nothing here."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """Images of one prompt, all that was left open decided."""
+
+    style: Style
+    prompt: str
+    negative: str | None
+    sampling: Sampling
+    seeds: list[int]
+    size: str
