@@ -10,7 +10,7 @@ from functools import partial
 from math import isqrt
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, cast
 
 import safetensors.torch
 import torch
@@ -130,7 +130,7 @@ def convert(
         config = _config(settings, tokenizer, outlines, source)
         network = JanusForConditionalGeneration(config)
     check_tensors(outlines, network, source)
-    processor = _processor(source, tokenizer, template or template_of(source), config.vision_config)
+    processor = _processor(source, tokenizer, template or template_of(source), config)
     formats: set[torch.dtype] = set()
 
     def converted() -> Iterator[Weights]:
@@ -172,7 +172,7 @@ def _renamed(file: Path) -> Weights:
         weights = safetensors.torch.load_file(file)
     else:
         weights, _ = read_pickle(file, ())
-    renamed = {}
+    renamed: Weights = {}
     for name, tensor in weights.items():
         if UNUSED.search(name):
             continue
@@ -221,13 +221,13 @@ def _config(
             num_embeddings=vq.codebook_size,
             latent_channels=vq.latent_channels,
             base_channels=vq.channels,
-            channel_multiplier=vq.channel_multipliers[::-1],  # decoders of Janus begin with the deepest level
+            channel_multiplier=list(vq.channel_multipliers)[::-1],  # decoders of Janus begin with the deepest level
             num_res_blocks=vq.residual_blocks,
             projection_dim=hidden,
             num_hidden_layers=1 + count(weights, "model.generation_aligner.hidden_layers."),
             image_token_embed_dim=text_dim,
         ),
-        image_token_id=tokenizer.convert_tokens_to_ids(tokenizer.image_token),
+        image_token_id=cast(int, tokenizer.convert_tokens_to_ids(tokenizer.image_token)),
         tie_word_embeddings=bool(text.get("tie_word_embeddings", False)),
     )
 
@@ -261,9 +261,7 @@ def _tokenizer(source: Path) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", **words)
 
 
-def _processor(
-    source: Path, tokenizer: PreTrainedTokenizerFast, template: str, vision: JanusVisionConfig
-) -> JanusProcessor:
+def _processor(source: Path, tokenizer: PreTrainedTokenizerFast, template: str, config: JanusConfig) -> JanusProcessor:
     """What turns prompts and images into what the model reads.
 
     Raises:
@@ -271,13 +269,13 @@ def _processor(
     """
     if template not in ROLES:
         raise ZipARError(f"template {template!r} is not possible: use {', '.join(ROLES)}")
-    user, assistant = ROLES[template]
+    (user, assistant), vision = ROLES[template], cast(JanusVisionConfig, config.vision_config)
     chat = CHAT.substitute(user=user, assistant=assistant, end=tokenizer.eos_token, image=tokenizer.image_token)
     settings = read_config(source, "preprocessor_config.json")
     kept = ("image_mean", "image_std", "min_size", "rescale_factor", "do_normalize")
     with build(source / "preprocessor_config.json"):
         images = JanusImageProcessorPil(
-            size={"height": vision.image_size, "width": vision.image_size},
+            size=dict.fromkeys(("height", "width"), cast(int, vision.image_size)),
             **{name: settings[name] for name in kept if name in settings},
         )
     # T2I-R1 has a system prompt of its own
