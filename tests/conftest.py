@@ -399,6 +399,11 @@ def emu35_directory(emu35_files, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def janus_recipe():
+    return _recipe("janus")
+
+
+@pytest.fixture(scope="session")
 def commavq_recipe():
     return _recipe("commavq")
 

@@ -97,7 +97,7 @@ def calls(tiny_models, janus_directory, offline, tiny_clips):
     def generate(**given):
         return janus.generate(ids, do_sample=False, custom_generate=zipar.generate, **given)
 
-    sampled = {"guidance_scale": 2.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    sampled = {"guidance_scale": 2.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
     called = {
         "prompt": "3",
         "strategy": "zipar:1",

@@ -94,6 +94,7 @@ def test_callback_is_told_of_every_pass(pipe):
         ({"prompt": "3", "temperature": -1.0}, "temperature -1"),
         ({"prompt": "3", "top_k": -1}, "top_k -1"),
         ({"prompt": "3", "top_p": 0.0}, "top_p 0"),
+        ({"prompt": "3", "min_p": 2.0}, "min_p 2"),
         ({"prompt": "3", "negative_prompt": "4", "guidance_scale": 1.0}, "negative prompt does nothing"),
         ({"prompt": "a fox"}, "class number"),
         ({"prompt": "10"}, "classes 0 to 9"),

@@ -137,6 +137,7 @@ class Pipeline:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        min_p: float | None = None,
         num_images_per_prompt: int = 1,
         height: int | None = None,
         width: int | None = None,
@@ -152,7 +153,7 @@ class Pipeline:
                 their numbers too.
             strategy: the order of decoding, or its name, such as "zipar:8"; None for the pipeline's own.
             seed: one an image, or one number, from which images count up.
-            guidance_scale, temperature, top_k, top_p: see ``Sampling``; None for the model's defaults.
+            guidance_scale, temperature, top_k, top_p, min_p: see ``Sampling``; None for the model's defaults.
             negative_prompt: what to steer away from, one for all or one a prompt.
             num_images_per_prompt: images of each prompt.
             height, width: in pixels; None for the model's own.
@@ -197,6 +198,7 @@ class Pipeline:
             "temperature": temperature,
             "top_k": top_k,
             "top_p": top_p,
+            "min_p": min_p,
         }
         sampling = replace(self.model.defaults, **{name: value for name, value in asked.items() if value is not None})
         sides = zip(("height", "width"), (height, width), self.model.image_size, strict=True)

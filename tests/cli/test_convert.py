@@ -183,3 +183,37 @@ def test_cosmos_reaches_its_conversion(zipar, monkeypatch, tmp_path):
     for arguments in (["tokenizer", "model.pt", "out"], ["model.pt", "tokenizer"], ["model.pt", "nowhere", "out"]):
         code, _, err = zipar("convert", "cosmos", *arguments)
         assert (code, err.count("\n"), err[:7]) == (2, 1, "error: ")
+
+
+def test_janus_reaches_its_conversion(zipar, monkeypatch, tmp_path):
+    calls = []
+
+    def convert(*args, **options):
+        calls.append((args, options))
+        return {torch.bfloat16}
+
+    monkeypatch.setattr("zipar.conversion.janus.convert", convert)
+    monkeypatch.setattr("zipar.conversion.janus.template_of", lambda source: "janus-pro")
+    (tmp_path / "published").mkdir()
+    code, out, err = zipar("convert", "janus", "published", "out")
+    assert (code, err) == (0, "")
+    stored, template = out.splitlines()
+    assert stored == "out: weights stored in bfloat16; try `zipar generate PROMPT --model out`"
+    assert template == "out: prompts are put as janus-pro reads them (--template janus|janus-pro|janus-4o|t2i-r1)"
+    more = ("--template", "t2i-r1", "--dtype", "float32")
+    assert zipar("convert", "janus", "published", "out", *more)[0] == 0
+    assert [[str(path) for path in args] for args, _ in calls] == [["published", "out"]] * 2
+    assert [options for _, options in calls] == [
+        {"template": "janus-pro", "dtype": None},
+        {"template": "t2i-r1", "dtype": torch.float32},
+    ]
+    for arguments in (["published"], ["nowhere", "out"], ["published", "out", "--template", "emu3"]):
+        code, _, err = zipar("convert", "janus", *arguments)
+        assert (code, err.count("\n"), err[:7]) == (2, 1, "error: ")
+
+
+def test_every_template_of_janus_is_an_option():
+    from zipar.cli.convert import JanusTemplate
+    from zipar.conversion.janus import ROLES
+
+    assert {each.value for each in JanusTemplate} == ROLES.keys()

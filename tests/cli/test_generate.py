@@ -32,7 +32,7 @@ def test_one_image_with_everything(generate, tmp_path, text_model):
     assert stats.keys() >= expected.stats.to_dict().keys()
     assert stats["forward_passes"] == expected.stats.forward_passes == Image.open("fox.gif").n_frames
     assert (stats["strategy"], stats["seed"], stats["prompts"]) == ("zipar:2", 7, ["a fox on a blue background"])
-    assert stats["sampling"] == {"guidance_scale": 2.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    assert stats["sampling"] == {"guidance_scale": 2.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fox.gif", "fox.json", "fox.npy", "fox.png"]
 
 
@@ -45,11 +45,12 @@ def test_defaults_are_those_of_the_library(generate, tmp_path):
 
 
 def test_sampling_options_reach_the_model(generate, tmp_path):
-    given = ("--guidance-scale", 3, "--temperature", 0.5, "--top-k", 5, "--top-p", 0.9, "--negative-prompt", "an apple")
+    filters = ("--top-k", 5, "--top-p", 0.9, "--min-p", 0.05)
+    given = ("--guidance-scale", 3, "--temperature", 0.5, *filters, "--negative-prompt", "an apple")
     code, _, err = generate(*given, "--size", "16x16", "--dtype", "bfloat16", "--device", "cpu", "--stats", "fox.json")
     assert (code, err) == (0, "")
     stats = json.loads((tmp_path / "fox.json").read_text())
-    assert stats["sampling"] == {"guidance_scale": 3.0, "temperature": 0.5, "top_k": 5, "top_p": 0.9}
+    assert stats["sampling"] == {"guidance_scale": 3.0, "temperature": 0.5, "top_k": 5, "top_p": 0.9, "min_p": 0.05}
     assert (stats["negative_prompt"], stats["dtype"], stats["size"]) == ("an apple", "bfloat16", [16, 16])
 
 
@@ -127,6 +128,7 @@ def test_a_bar_on_a_terminal_and_silence_otherwise(generate, monkeypatch):
         ["--top-k", "-1"],
         ["--top-p", "0"],
         ["--top-p", "1.5"],
+        ["--min-p", "1.5"],
         ["--output", "fox"],
         ["--output", "fox.txt"],
         ["--output", "nowhere/fox.png"],

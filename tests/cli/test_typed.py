@@ -91,6 +91,7 @@ def lines(text_model, tmp_path_factory):
         ("convert", "emu3"): [folder, folder, "out"],
         ("convert", "emu3.5"): [folder, folder, "out"],
         ("convert", "emu3.5-image"): [folder, folder, "out"],
+        ("convert", "janus"): [folder, "out", "--template", "t2i-r1"],
         ("convert", "llamagen"): [weights, weights, "out"],
         ("convert", "lumina-mgpt"): [folder, weights, "out", "--image-size", "512"],
         ("convert", "lumina-mgpt-2"): [folder, weights, "out"],

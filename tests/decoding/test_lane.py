@@ -24,7 +24,7 @@ GRIDS = [
     *(TokenGrid(4, 4), TokenGrid(3, 6), TokenGrid(1, 7), TokenGrid(5, 1), TokenGrid(1, 1), TokenGrid(4, 5, row_end=7)),
     *(TokenGrid(3, 3, frames=2), TokenGrid(3, 3, frames=2, row_end=7, frame_end=(8, 9))),
 ]
-FILTERS = [{}, {"top_k": 20}, {"top_k": 30, "top_p": 0.9}]
+FILTERS = [{}, {"top_k": 20}, {"top_k": 30, "top_p": 0.9, "min_p": 0.02}]
 TEXTS = ["a red fox in the snow", "fox", "two small birds", "snow"]
 FAMILIES = {
     "janus": (12, 12),
@@ -287,8 +287,8 @@ def test_what_does_not_fit_is_refused(models):
     long = Prefix(one.embeddings.repeat(1, 40, 1), one.valid.repeat(1, 40))
     with pytest.raises(ZipARError, match=r"prefixes of 280 tokens do not fit a lane of .* 210 tokens"):
         lane.admit(long, sampling, [1])
-    for other in Sampling(2.0), Sampling(2.0, top_k=9, top_p=0.5):
-        with pytest.raises(ZipARError, match="top-k and top-p"):
+    for other in Sampling(2.0), Sampling(2.0, top_k=9, top_p=0.5), Sampling(2.0, top_k=9, min_p=0.5):
+        with pytest.raises(ZipARError, match="top-k, top-p and min-p"):
             lane.admit(one, other, [1])
     with pytest.raises(ZipARError, match="2 prefix rows do not fit 2 seeds"):
         lane.admit(one, sampling, [1, 2])

@@ -91,7 +91,8 @@ def recorded():
 def label(case):
     kind, strategy, grid, sampling, images = case
     place = "" if grid is None else f" {grid.frames}x{grid.rows}x{grid.columns} {grid.row_end} {len(grid.frame_end)}"
-    return f"{strategy} on {kind}{place}, {sampling}, {images} images".replace(", frame_delay=None", "")
+    text = f"{strategy} on {kind}{place}, {sampling}, {images} images"
+    return text.replace(", frame_delay=None", "").replace(", min_p=0.0", "")
 
 
 @pytest.mark.parametrize("case", [*cases()], ids=label)

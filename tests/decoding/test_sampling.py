@@ -8,7 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from zipar import Sampling, ZipARError
 from zipar.decoding.sampling import COLDEST, STRONGEST, Draw, filter_logits, guide, gumbel, probabilities, sample
@@ -28,6 +34,8 @@ def transformers_filters(sampling):
         filters.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:
         filters.append(TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p:
+        filters.append(MinPLogitsWarper(sampling.min_p))
     return filters
 
 
@@ -38,6 +46,7 @@ def transformers_filters(sampling):
         temperature=st.floats(0.1, 5),
         top_k=st.integers(0, 40),
         top_p=st.floats(0.01, 1),
+        min_p=st.floats(0, 1),
         guidance_scale=st.just(1),
     ),
     ties=st.booleans(),
@@ -52,7 +61,7 @@ def test_filters_agree_with_transformers(seed, sampling, ties):
 
 def test_filters_leave_at_least_the_likeliest_token():
     logits = torch.tensor([[[0.0, 3.0, 1.0]]])
-    for sampling in Sampling(top_k=1), Sampling(top_p=1e-9):
+    for sampling in Sampling(top_k=1), Sampling(top_p=1e-9), Sampling(min_p=1):
         assert filter_logits(logits, Draw.of(sampling, [0])).isfinite().tolist() == [[[False, True, False]]]
 
 
@@ -106,7 +115,7 @@ def test_images_of_one_batch_have_temperatures_of_their_own():
 @pytest.mark.parametrize("over", ["seeds", "slots"])
 @pytest.mark.parametrize(
     "sampling",
-    [Sampling(), Sampling(temperature=0.7), Sampling(top_k=5), Sampling(top_p=0.8), Sampling(1.0, 1.5, 8, 0.9)],
+    [Sampling(), Sampling(temperature=0.7), Sampling(top_k=5), Sampling(top_p=0.8), Sampling(1.0, 1.5, 8, 0.9, 0.2)],
     ids=str,
 )
 def test_frequencies_match_the_softmax(sampling, over):
@@ -230,6 +239,8 @@ def test_noise_is_the_published_hashes_in_unbounded_integers(seed, slot):
         ({"top_p": 0.0}, "top_p 0.0"),
         ({"top_p": 1.1}, "top_p 1.1"),
         ({"top_p": float("nan")}, "top_p nan"),
+        ({"min_p": -0.1}, "min_p -0.1"),
+        ({"min_p": 1.1}, "min_p 1.1 is not possible: use a number from 0 to 1"),
     ],
 )
 def test_impossible_settings_are_refused(setting, message):

@@ -11,7 +11,13 @@ from zipar.decoding.engine import decode
 from zipar.evaluation.fidelity import likelihood
 
 TEXTS = ["a red fox in the snow", "fox", "two small birds"]
-SAMPLINGS = [Sampling(), Sampling(2.5, 0.7, top_k=20), Sampling(2.0, top_k=30, top_p=0.7), Sampling(temperature=0)]
+SAMPLINGS = {
+    "plain": Sampling(),
+    "top-k": Sampling(2.5, 0.7, top_k=20),
+    "top-k and top-p": Sampling(2.0, top_k=30, top_p=0.7),
+    "min-p": Sampling(2.0, min_p=0.1),
+    "greedy": Sampling(temperature=0),
+}
 GRIDS = {"plain": TokenGrid(4, 5), "row and frame ends": TokenGrid(3, 3, frames=2, row_end=7, frame_end=(8, 9))}
 
 
@@ -31,11 +37,12 @@ def drawn_from(logits, sampling):
     shares /= shares.sum()
     # the fewest of the likeliest tokens that hold a share of top-p
     shares[order[1:][shares[order].cumsum()[:-1] >= sampling.top_p]] = 0
+    shares[shares < sampling.min_p * shares.max()] = 0
     return shares / shares.sum()
 
 
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
-@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["plain", "top-k", "top-k and top-p", "greedy"])
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
 @pytest.mark.parametrize("chunk", [1024, 4])
 def test_equals_one_plain_forward(tiny_models, grid, sampling, chunk):
     model = tiny_models.by_text

@@ -246,6 +246,7 @@ def test_a_missing_mask_is_inferred_from_padding(model, inputs, greedy):
         ({"do_sample": True, "temperature": 0.8}, {"temperature": 1.5, "top_k": 0}, Sampling(5.0, 1.5)),
         ({"do_sample": True}, {"do_sample": False}, Sampling(5.0, temperature=0)),
         ({}, {"do_sample": True, "top_k": 0, "top_p": 0.7, "guidance_scale": 2.5}, Sampling(2.5, 1.0, 0, 0.7)),
+        ({"min_p": 0.2}, {"do_sample": True, "top_k": 0}, Sampling(5.0, 1.0, min_p=0.2)),
         ({"guidance_scale": 3.0}, {}, Sampling(3.0, temperature=0)),
         ({"guidance_scale": 3.0}, {"guidance_scale": None}, Sampling(5.0, temperature=0)),
         ({}, {"guidance_scale": 1.0}, Sampling(1.0, temperature=0)),
@@ -324,7 +325,6 @@ def test_what_comes_after_generate_needs_no_change(model, inputs):
     ("name", "value"),
     [
         ("num_beams", 2),
-        ("min_p", 0.1),
         ("typical_p", 0.5),
         ("repetition_penalty", 1.2),
         ("bad_words_ids", [[3]]),
@@ -386,7 +386,7 @@ def test_custom_generate_makes_the_models_own_images(model, inputs, greedy):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("min_p", 0.1),
+        ("typical_p", 0.5),
         ("stopping_criteria", StoppingCriteriaList([lambda *_, **__: True])),
         ("position_ids", torch.zeros(2, 12, dtype=torch.int64)),
         ("pixel_values", torch.zeros(2, 3, 12, 12)),

@@ -167,11 +167,11 @@ def test_text_of_emu3_is_left_as_it_is(emu3, processor, documented, settings):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("num_beams", 2), ("min_p", 0.1), ("pixel_values", torch.zeros(2, 3, 6, 10))], ids=str
+    ("name", "value"), [("num_beams", 2), ("typical_p", 0.5), ("pixel_values", torch.zeros(2, 3, 6, 10))], ids=str
 )
 def test_what_emu3_cannot_honour_is_named(emu3, documented, name, value):
     with zipar.accelerate(emu3), pytest.raises(ZipARError, match=rf"^{name} \(.*cannot be honoured"):
-        emu3.generate(**{**documented, "do_sample": name == "min_p", name: value})
+        emu3.generate(**{**documented, "do_sample": name == "typical_p", name: value})
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 5), (2, 5), (6, 2), (3, 11), (3, 4)])

@@ -132,6 +132,7 @@ def test_a_file_is_no_checkpoint(tmp_path):
             json.dumps({"model_type": "Emu3"}),
             "an Emu3 or Emu3.5 in the layout of its authors: `zipar convert emu3`, .* makes it",
         ),
+        (json.dumps({"model_type": "multi_modality"}), "DeepSeek's layout: `zipar convert janus` makes it loadable"),
     ],
 )
 def test_directories_of_anything_else_are_named(tmp_path, config, message):

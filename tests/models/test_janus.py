@@ -13,6 +13,7 @@ from transformers import (
     JanusConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    MinPLogitsWarper,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -73,14 +74,13 @@ def test_greedy_tokens_are_those_of_transformers(pipe, inputs, greedy, strategy)
 
 
 def test_sampled_tokens_are_those_of_transformers_with_our_noise(model, pipe, inputs):
-    filters = [TemperatureLogitsWarper(1.3), TopKLogitsWarper(20), TopPLogitsWarper(0.9)]
+    filters = [TemperatureLogitsWarper(1.3), TopKLogitsWarper(20), TopPLogitsWarper(0.9), MinPLogitsWarper(0.05)]
     processors = LogitsProcessorList([ClassifierFreeGuidanceLogitsProcessor(3.0), *filters, Noise()])
     expected = model.model.generate(
         **inputs, generation_mode="image", do_sample=False, guidance_scale=1.0, logits_processor=processors
     )
-    found = pipe(
-        PROMPTS, strategy=Raster(), seed=SEEDS, guidance_scale=3.0, temperature=1.3, top_k=20, top_p=0.9
-    ).tokens.reshape(2, -1)
+    asked = {"guidance_scale": 3.0, "temperature": 1.3, "top_k": 20, "top_p": 0.9, "min_p": 0.05}
+    found = pipe(PROMPTS, strategy=Raster(), seed=SEEDS, **asked).tokens.reshape(2, -1)
     assert found.tolist() == expected.tolist()
 
 
@@ -216,8 +216,8 @@ def test_the_authors_defaults_hold_unless_the_checkpoint_says_otherwise(model):
     assert model.defaults == Sampling(guidance_scale=5.0)
     network, own = model.model, model.model.generation_config
     try:
-        network.generation_config = GenerationConfig(guidance_scale=3.0, top_k=7, top_p=0.8)
-        assert Janus(network).defaults == Sampling(guidance_scale=3.0, top_k=7, top_p=0.8)
+        network.generation_config = GenerationConfig(guidance_scale=3.0, top_k=7, top_p=0.8, min_p=0.1)
+        assert Janus(network).defaults == Sampling(guidance_scale=3.0, top_k=7, top_p=0.8, min_p=0.1)
         network.generation_config = GenerationConfig()
         assert Janus(network).defaults == Sampling(guidance_scale=5.0)
         network.generation_config = GenerationConfig(do_sample=False)

@@ -30,6 +30,7 @@ def compare(
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
     top_p: options.TopP = None,
+    min_p: options.MinP = None,
     deterministic: options.Deterministic = False,
     output: Annotated[
         Path | None,
@@ -85,6 +86,7 @@ def compare(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        min_p=min_p,
     )
     chosen = list(dict.fromkeys([Raster(), *chosen, *([] if strategy else session.overlapping(started))]))
     fastest = min(chosen, key=started.passes)

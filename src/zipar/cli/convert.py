@@ -33,6 +33,15 @@ class LuminaSize(str, Enum):
     large = "1024"
 
 
+class JanusTemplate(str, Enum):
+    """Models whose prompts ``zipar.conversion.janus.ROLES`` has."""
+
+    janus = "janus"
+    pro = "janus-pro"
+    four_o = "janus-4o"
+    r1 = "t2i-r1"
+
+
 ChameleonSource = Annotated[
     Path,
     typer.Argument(
@@ -161,6 +170,31 @@ def _emu35(model: Path, image_tokenizer: Path, directories: list[Path], dtype: D
 
     sampling = IMAGE if image else GENERAL
     _tell(out, convert(model, image_tokenizer, out, words=words, sampling=sampling, dtype=_torch(dtype)))
+
+
+@app.command("janus")
+def janus(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", exists=True, file_okay=False, help="The published files, such as deepseek-ai/Janus-Pro-7B."
+        ),
+    ],
+    out: Out,
+    template: Annotated[
+        JanusTemplate | None,
+        typer.Option(help="Whose prompts it reads.", show_default="janus or janus-pro, as the tokenizer tells"),
+    ] = None,
+    dtype: Stored = None,
+) -> None:
+    """Convert a Janus from DeepSeek's layout: zipar convert janus DIR OUT."""
+    outputs.check_directory(out)
+
+    from zipar.conversion.janus import convert, template_of
+
+    read = template.value if template else template_of(source)
+    _tell(out, convert(source, out, template=read, dtype=_torch(dtype)))
+    print(f"{out}: prompts are put as {read} reads them (--template {'|'.join(each.value for each in JanusTemplate)})")
 
 
 @app.command("llamagen")

@@ -55,6 +55,7 @@ def evaluate(
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
     top_p: options.TopP = None,
+    min_p: options.MinP = None,
     reference: Annotated[
         Path | None,
         typer.Option(
@@ -143,6 +144,7 @@ def evaluate(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        min_p=min_p,
     )
     if not strategy:
         chosen += session.overlapping(started)

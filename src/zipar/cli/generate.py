@@ -74,6 +74,7 @@ def generate(
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
     top_p: options.TopP = None,
+    min_p: options.MinP = None,
     deterministic: options.Deterministic = False,
     num_images: Annotated[
         int,
@@ -157,6 +158,7 @@ def generate(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        min_p=min_p,
     )
     chosen = started.pipe.strategy
     if any(given is not None for given in (strategy, window, lookahead, nats, first_row, frame_delay)):

@@ -218,6 +218,10 @@ TopP = Annotated[
     float | None,
     typer.Option("--top-p", metavar="SHARE", help="Draw among the likeliest that make up this share.", **_OWN),
 ]
+MinP = Annotated[
+    float | None,
+    typer.Option("--min-p", metavar="SHARE", help="Leave out what has less than this share of the likeliest.", **_OWN),
+]
 
 Stats = Annotated[
     Path | None, typer.Option(metavar="FILE.json", help="What it cost, as JSON.", rich_help_panel="Output")

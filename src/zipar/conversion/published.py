@@ -117,27 +117,28 @@ def vqgan_config(weights: Weights, source: Path, what: str) -> VQConfig:
     )
 
 
-def find_shards(source: Path) -> list[Path]:
-    """The safetensors files that hold the decoder.
+def find_shards(source: Path, names: Sequence[str] = ("model.safetensors",)) -> list[Path]:
+    """The files that hold the weights of a directory: those of the first index, or the first file, that is there.
+
+    Args:
+        names: what the weights are called where they are one file.
 
     Raises:
         ZipARError: there are none, or not all.
     """
-    index = source / "model.safetensors.index.json"
-    if not index.is_file():
-        alone = source / "model.safetensors"
-        check_readable(alone, f"{source} holds no weights: model.safetensors or its index is missing")
+    index = next((path for path in (source / f"{name}.index.json" for name in names) if path.is_file()), None)
+    if index is None:
+        alone = next((path for path in (source / name for name in names) if path.is_file()), source / names[0])
+        check_readable(alone, f"{source} holds no weights: {' or '.join(names)} or its index is missing")
         return [alone]
     check_readable(index, f"{index} is missing")
     with build(index):
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        if not names or any(Path(name).name != name for name in names):
+        held = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if not held or any(Path(name).name != name for name in held):
             raise ZipARError(f"{index} names no files beside it: fetch it again")
-    if missing := [name for name in names if not (source / name).is_file()]:
-        raise ZipARError(
-            f"{source} lacks {len(missing)} of the {len(names)} files of its weights, such as {missing[0]}"
-        )
-    return [source / name for name in names]
+    if missing := [name for name in held if not (source / name).is_file()]:
+        raise ZipARError(f"{source} lacks {len(missing)} of the {len(held)} files of its weights, such as {missing[0]}")
+    return [source / name for name in held]
 
 
 def write_shards(directory: Path, files: Iterable[Weights], number: int) -> None:

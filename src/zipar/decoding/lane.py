@@ -175,8 +175,10 @@ class Lane:
                 f"of them busy, and {self.cache.prefix} tokens: retire images first, or make the lane larger"
             )
         held = self.sampling
-        if (sampling.guided, sampling.top_k, sampling.top_p) != (held.guided, held.top_k, held.top_p):
-            raise ZipARError(f"{sampling} does not fit a lane of {held}: guidance or none, top-k and top-p are one")
+        if (sampling.guided, sampling.filters) != (held.guided, held.filters):
+            raise ZipARError(
+                f"{sampling} does not fit a lane of {held}: guidance or none, top-k, top-p and min-p are one"
+            )
         if sampling.guided:
             prefix = prefix.paired()
         rows = slice(self.busy, self.busy + images)
@@ -295,8 +297,7 @@ class Lane:
         """Sample from the logits of the model's rows; returns what was drawn from, and how."""
         if self.branches == 2:
             logits = guide(logits, self.scale[rows])
-        top_k, top_p = self.sampling.top_k, self.sampling.top_p
-        draw = Draw(self.temperature[rows], self.noise[rows], self.seeds[rows], top_k, top_p)
+        draw = Draw(self.temperature[rows], self.noise[rows], self.seeds[rows], *self.sampling.filters)
         noise = noise_of(self.keys[rows].gather(1, targets), self._numbers)
         logits = filter_logits(logits, draw)
         tokens = sample(logits, draw, noise)

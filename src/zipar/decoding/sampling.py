@@ -1,4 +1,4 @@
-"""From logits to tokens: guidance, temperature, top-k, top-p, and noise that belongs to (seed, slot).
+"""From logits to tokens: guidance, temperature, top-k, top-p, min-p, and noise that belongs to (seed, slot).
 
 Sampling is by the Gumbel-max trick: argmax(logits + noise) is a draw from softmax(logits). The noise
 of a token depends on its seed and slot alone, never on a running stream, so an image does not depend
@@ -24,9 +24,9 @@ STRONGEST = 1_000_000
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn; filters apply in the order temperature, top-k, top-p, as in transformers.
+    """How tokens are drawn; filters apply in the order temperature, top-k, top-p, min-p, as in transformers.
 
-    ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 filter nothing; ``guidance_scale`` 1 is none.
+    ``temperature`` 0 is greedy; ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 filter nothing; ``guidance_scale`` 1 is none.
 
     Raises:
         ZipARError: a number that is not possible.
@@ -36,6 +36,7 @@ class Sampling:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
         scales = f"a number, 1 for none, more for more, {STRONGEST} at most"
@@ -45,7 +46,13 @@ class Sampling:
             temperature=real("temperature", self.temperature, lambda x: x >= 0, "a number, 0 (greedy) or more"),
             top_k=whole("top_k", self.top_k),  # 0 for all tokens
             top_p=real("top_p", self.top_p, lambda x: 0 < x <= 1, "a number above 0 and at most 1"),
+            min_p=real("min_p", self.min_p, lambda x: 0 <= x <= 1, "a number from 0 to 1"),
         )
+
+    @property
+    def filters(self) -> tuple[int, float, float]:
+        """``top_k``, ``top_p`` and ``min_p``, as a ``Draw`` has them."""
+        return self.top_k, self.top_p, self.min_p
 
     @property
     def guided(self) -> bool:
@@ -67,6 +74,7 @@ class Draw(NamedTuple):
     """int64 (images,)."""
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
 
     @classmethod
     def of(cls, sampling: Sampling, seeds: Sequence[int], device: torch.device | str = "cpu") -> "Draw":
@@ -74,7 +82,7 @@ class Draw(NamedTuple):
         temperature = torch.full((len(seeds), 1, 1), 1.0 if sampling.greedy else sampling.temperature, device=device)
         noise = torch.full_like(temperature, not sampling.greedy)
         keys = torch.tensor([(int(seed) + 2**63) % 2**64 - 2**63 for seed in seeds], dtype=torch.int64, device=device)
-        return cls(temperature, noise, keys, sampling.top_k, sampling.top_p)
+        return cls(temperature, noise, keys, *sampling.filters)
 
 
 def guide(logits: Tensor, scale: Tensor | float) -> Tensor:
@@ -87,7 +95,7 @@ def guide(logits: Tensor, scale: Tensor | float) -> Tensor:
 
 
 def filter_logits(logits: Tensor, draw: Draw) -> Tensor:
-    """Logits (images, queries, vocabulary) after temperature, top-k and top-p; what is filtered out is -inf."""
+    """Logits (images, queries, vocabulary) after temperature, top-k, top-p and min-p; what is filtered out is -inf."""
     logits = logits / draw.temperature
     if 0 < draw.top_k < logits.shape[-1]:
         least = logits.topk(draw.top_k).values[..., -1:]
@@ -97,6 +105,9 @@ def filter_logits(logits: Tensor, draw: Draw) -> Tensor:
         outside = ordered.softmax(-1).cumsum(-1) <= 1 - draw.top_p
         outside[..., -1] = False
         logits = logits.masked_fill(outside.scatter(-1, order, outside), float("-inf"))
+    if draw.min_p > 0:
+        shares = logits.softmax(-1)
+        logits = logits.masked_fill(shares < draw.min_p * shares.amax(-1, keepdim=True), float("-inf"))
     return logits
 
 

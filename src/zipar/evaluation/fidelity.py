@@ -35,9 +35,9 @@ class Likelihood(NamedTuple):
     """How the tokens of each image look to raster decoding; float64 (images,) each."""
 
     nats: Tensor
-    """Mean negative log-likelihood of a token, before top-k and top-p."""
+    """Mean negative log-likelihood of a token, before top-k, top-p and min-p."""
     outside: Tensor
-    """Share of tokens that raster decoding could not have drawn there: top-k, top-p or greediness leave them out."""
+    """Share of tokens that raster decoding could not have drawn there: a filter or greediness leaves them out."""
     excess: Tensor
     """Surprise excess of a token: how much less likely it is than raster's draws are, 0 in expectation for those."""
     entropy: Tensor
@@ -60,7 +60,7 @@ def likelihood(
     """How likely finished images are under full raster context.
 
     Guidance and temperature are those the tokens were drawn with (temperature 1 where they were greedy). ``nats`` are
-    those before top-k and top-p, for a token that they leave out has no probability after them, and the share of such
+    those before the filters, for a token that they leave out has no probability after them, and the share of such
     tokens is counted as ``outside``.
 
     ``entropy`` and ``excess`` are of the distribution after the filters. A token outside counts with its probability
@@ -98,7 +98,7 @@ def likelihood(
     fed = tokens.repeat_interleave(2 if sampling.guided else 1, 0)
     lengths = prefix.lengths
 
-    filtered = sampling.greedy or sampling.top_k > 0 or sampling.top_p < 1
+    filtered = sampling.greedy or sampling.filters != Sampling().filters
 
     own_precision = torch.autocast(device.type, enabled=False)
 

@@ -9,6 +9,7 @@ from transformers import (
     GenerationConfig,
     LogitsProcessorList,
     MaxLengthCriteria,
+    MinPLogitsWarper,
     PrefixConstrainedLogitsProcessor,
     PreTrainedModel,
     StoppingCriteriaList,
@@ -27,7 +28,7 @@ from zipar.integrations.families import Call, Family, family_of
 from zipar.models.decodings import decodings
 
 _HONOURED = {
-    *("bos_token_id", "do_sample", "eos_token_id", "guidance_scale", "num_return_sequences", "pad_token_id"),
+    *("bos_token_id", "do_sample", "eos_token_id", "guidance_scale", "min_p", "num_return_sequences", "pad_token_id"),
     *("return_dict_in_generate", "temperature", "top_k", "top_p"),
 }
 # an image is decoded whole, with a cache as large, whatever these say; max_new_tokens then cuts the sequence
@@ -40,6 +41,7 @@ _PROCESSORS = {
     TemperatureLogitsWarper: "temperature",
     TopKLogitsWarper: "top_k",
     TopPLogitsWarper: "top_p",
+    MinPLogitsWarper: "min_p",
     UnbatchedClassifierFreeGuidanceLogitsProcessor: "guidance_scale",
 }
 """What transformers makes of the config, and of which setting."""
@@ -131,7 +133,8 @@ def _sampling(config: GenerationConfig, guidance_scale: float) -> Sampling:
     if not config.do_sample:
         return Sampling(guidance_scale, temperature=0)
     temperature = 1.0 if config.temperature is None else config.temperature
-    return Sampling(guidance_scale, temperature, config.top_k or 0, 1.0 if config.top_p is None else config.top_p)
+    top_p = 1.0 if config.top_p is None else config.top_p
+    return Sampling(guidance_scale, temperature, config.top_k or 0, top_p, config.min_p or 0.0)
 
 
 def _negative(processors: list[Any]) -> tuple[Tensor | None, Tensor | None]:

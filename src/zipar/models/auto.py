@@ -103,6 +103,8 @@ def family(directory: Path) -> type[VisualModel]:
             f"{directory} holds an Emu3 or Emu3.5 in the layout of its authors: `zipar convert emu3`, `zipar convert "
             "emu3.5` or `zipar convert emu3.5-image` makes it loadable"
         )
+    if kind == "multi_modality":
+        raise ZipARError(f"{directory} holds a Janus in DeepSeek's layout: `zipar convert janus` makes it loadable")
     if kind not in FAMILIES:
         raise ZipARError(
             f"{directory} holds a model of type {kind!r}, which is not supported; supported: {', '.join(FAMILIES)}"

@@ -60,7 +60,8 @@ class GlmImage(TransformersModel):
         self.painters = nn.ModuleList(part for part in parts if isinstance(part, nn.Module) and part is not model)
         self.positions = self.decoder.config.max_position_embeddings
         self.defaults = configured(Sampling(guidance_scale=1.5, temperature=0.9, top_p=0.75), model.generation_config)
-        own = {name: getattr(model.generation_config, name, None) for name in ("temperature", "top_k", "top_p")}
+        names = ("temperature", "top_k", "top_p", "min_p")
+        own = {name: getattr(model.generation_config, name, None) for name in names}
         self.defaults = replace(self.defaults, **{name: value for name, value in own.items() if value is not None})
         self.head_rows = slice(0, model.config.vq_config.num_embeddings)
         self.start: int = model.config.image_start_token_id

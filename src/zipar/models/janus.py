@@ -34,7 +34,7 @@ class Janus(TransformersModel):
         self.processor = processor
         self.positions = self.decoder.config.max_position_embeddings
         settings = {"guidance_scale": 5.0}
-        for name in ("guidance_scale", "temperature", "top_k", "top_p"):
+        for name in ("guidance_scale", "temperature", "top_k", "top_p", "min_p"):
             if (value := getattr(model.generation_config, name, None)) is not None:
                 settings[name] = value
         self.defaults = configured(Sampling(**settings), model.generation_config)  # type: ignore[arg-type]
