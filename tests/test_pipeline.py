@@ -195,7 +195,9 @@ class Picky:
         return {"input_ids": [[1] for _ in texts]}
 
 
-@pytest.mark.parametrize("family", ["janus", "emu3", "emu3_5", "lumina_mgpt", "anole", "llamagen"])
+@pytest.mark.parametrize(
+    "family", ["janus", "emu3", "emu3_5", "lumina_mgpt", "anole", "liquid", "simplear", "llamagen"]
+)
 def test_what_a_tokenizer_raises_names_the_prompt(checkpoints, tiny_models, monkeypatch, family):
     model = tiny_models.by_text if family == "llamagen" else zipar.pipeline(checkpoints(family), device="cpu").model
     bad = "a bad fox"

@@ -27,7 +27,9 @@ def run(gpu, folder, shape="toy LlamaGen", batches=("1",), limit="96"):
     return json.loads((folder / "gpu.json").read_text())
 
 
-@pytest.mark.parametrize("shape", ["toy LlamaGen", "toy Janus", "toy Emu3", "toy GLM-Image"])
+@pytest.mark.parametrize(
+    "shape", ["toy LlamaGen", "toy Janus", "toy Liquid", "toy SimpleAR", "toy Emu3", "toy GLM-Image"]
+)
 def test_counts_the_passes_of_known_acceptance(gpu, tmp_path, shape):
     report = run(gpu, tmp_path, shape)
     grid = gpu.grid_of(gpu.TOYS[shape])

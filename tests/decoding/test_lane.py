@@ -26,7 +26,15 @@ GRIDS = [
 ]
 FILTERS = [{}, {"top_k": 20}, {"top_k": 30, "top_p": 0.9}]
 TEXTS = ["a red fox in the snow", "fox", "two small birds", "snow"]
-FAMILIES = {"janus": (12, 12), "emu3": (8, 12), "emu3_5": (64, 96), "lumina_mgpt": (64, 96), "anole": (96, 96)}
+FAMILIES = {
+    "janus": (12, 12),
+    "emu3": (8, 12),
+    "emu3_5": (64, 96),
+    "lumina_mgpt": (64, 96),
+    "anole": (96, 96),
+    "liquid": (96, 96),
+    "simplear": (96, 96),
+}
 LONGEST = 210
 
 

@@ -17,6 +17,15 @@ from zipar.models.packing import PackedLinear, packable
 from zipar.models.quantization import QuantizedLinear
 
 CPU = torch.device("cpu")
+SIZES = {
+    "janus": (12, 12),
+    "emu3": (8, 12),
+    "emu3_5": (64, 96),
+    "lumina_mgpt": (64, 96),
+    "anole": (96, 96),
+    "liquid": (96, 96),
+    "simplear": (96, 96),
+}
 on_x86 = pytest.mark.skipif(
     torch.backends.quantized.engine not in ("x86", "fbgemm"), reason="FBGEMM computes on x86 CPUs alone"
 )
@@ -194,9 +203,9 @@ def test_the_embedded_model_paints():
 
 
 @on_x86
-@pytest.mark.parametrize("family", ["janus", "emu3", "emu3_5", "lumina_mgpt", "anole"])
+@pytest.mark.parametrize("family", SIZES)
 def test_every_family_paints(checkpoints, family):
-    size = {"janus": (12, 12), "emu3": (8, 12), "emu3_5": (64, 96), "lumina_mgpt": (64, 96), "anole": (96, 96)}[family]
+    size = SIZES[family]
     pipe = zipar.pipeline(checkpoints(family), device="cpu", quantize="int8")
     assert any(type(module) is QuantizedLinear for module in pipe.model.decoder.modules())
     painted = [

@@ -9,7 +9,15 @@ from zipar.models import auto
 
 PROMPTS = ["a red fox in the snow", "fox"]
 SEEDS = [3, 2**70 + 8]
-SIZES = {"janus": (12, 12), "emu3": (8, 12), "emu3_5": (64, 96), "lumina_mgpt": (64, 96), "anole": (96, 96)}
+SIZES = {
+    "janus": (12, 12),
+    "emu3": (8, 12),
+    "emu3_5": (64, 96),
+    "lumina_mgpt": (64, 96),
+    "anole": (96, 96),
+    "liquid": (96, 96),
+    "simplear": (96, 96),
+}
 GREEDY, FILTERED = {"temperature": 0.0}, {"temperature": 1.3, "top_k": 20, "top_p": 0.9}
 
 

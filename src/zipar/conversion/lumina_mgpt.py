@@ -1,39 +1,23 @@
-"""Conversion of the published files of Lumina-mGPT, Anole and Chameleon's image tokenizer."""
+"""Conversion of the published files of Lumina-mGPT and Anole."""
 
-import dataclasses
-import json
-import shutil
-from collections.abc import Iterator
-from itertools import chain
+from functools import partial
 from pathlib import Path
 
-import safetensors
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import ChameleonConfig, ChameleonForConditionalGeneration
+from transformers import ChameleonForConditionalGeneration
 
-from zipar.checkpoints.files import build, check_tensors, outline, read_config, read_tokenizer
-from zipar.conversion.published import (
-    Weights,
-    find_shards,
-    in_format,
-    read_pickle,
-    vqgan_config,
-    widest,
-    write_shards,
-)
+from zipar.checkpoints.files import check_tensors, read_config, read_tokenizer
+from zipar.conversion.mixed_modal import Shards, language_model, write
+from zipar.conversion.published import Weights, find_shards
+from zipar.conversion.vqgan import decoding, read_vqgan
 from zipar.errors import ZipARError
-from zipar.image_tokenizers.chameleon import ChameleonImageDecoder
 from zipar.image_tokenizers.vq import VQConfig
 from zipar.models.lumina_mgpt import Chameleon, LuminaMGPT
-from zipar.writing import new_directory
 
 ENCODER = "model.vqmodel."
 """Where transformers keeps the image encoder. The published Lumina-mGPTs lack it: it is taken from vqgan.ckpt."""
-DECODING = ("decoder.", "quantize.", "post_quant_conv.")
-"""What of vqgan.ckpt makes pixels; the encoder is all but the first, for so transformers has it."""
 NORMS = ("q_norm.weight", "q_norm.bias", "k_norm.weight", "k_norm.bias")
 """Published with a row for each shard that the model was trained in; transformers wants one for each head."""
 
@@ -71,87 +55,45 @@ def convert(
     if image_size < 32 or image_size % 32:
         raise ZipARError(f"image size {image_size} is not possible: a Chameleon needs a multiple of 32")
     tokenizer = read_tokenizer(source / "tokenizer.json")
-    shards = find_shards(source)
-    weights, _ = read_pickle(vqgan, ["state_dict"])
-    weights = {name: value for name, value in weights.items() if not name.startswith("loss.")}
-    tokenizer_config = vqgan_config(weights, vqgan, "image tokenizer of Chameleon")
-    config = _decoder_config(source, tokenizer, tokenizer_config)
-    with build(source), torch.device("meta"):
-        model = ChameleonForConditionalGeneration(config)
-    with build(vqgan), torch.device("meta"):
-        decoder = ChameleonImageDecoder(tokenizer_config)
-    image_decoder = {name: value.float() for name, value in weights.items() if name.startswith(DECODING)}
-    encoder = {name: value.float() for name, value in weights.items() if not name.startswith("decoder.")}
-    check_tensors(image_decoder, decoder, vqgan)
+    paths = find_shards(source)
+    weights, image_decoder = read_vqgan(vqgan, "image tokenizer of Chameleon")
+    # but for the first part, the image decoder's tensors are the encoder's too: so transformers has it
+    encoder = {name: value for name, value in weights.items() if not name.startswith("decoder.")}
+    change = {"vocabulary_map": _vocabulary(source, tokenizer), "vq_config": _settings(image_decoder.config)}
+    model = language_model(source, ChameleonForConditionalGeneration, "a Lumina-mGPT or Anole", change)
     check_tensors(encoder, model.model.vqmodel, vqgan)
     del model.model.vqmodel
-    wanted = model.state_dict()
-    outlines = {name: tensor for shard in shards for name, tensor in _outline(shard).items()}
-    check_tensors({name: _fitted(name, tensor, wanted) for name, tensor in outlines.items()}, model, source)
-    converted = family(model, tokenizer, decoder, image_size)  # raises where the parts do not fit
+    shards = Shards(paths, (ENCODER,), partial(_fitted, model.state_dict()))
+    shards.check(model, source)
+    converted = family(model, tokenizer, image_decoder, image_size)  # raises where the parts do not fit
     converted.header(converted.grid(*converted.image_size))
-
-    settings = {
-        "model_type": family.family,
-        "image_size": image_size,
-        "image_tokenizer": dataclasses.asdict(tokenizer_config),
-        "sampling": dataclasses.asdict(converted.defaults),
-    }
-    formats: set[torch.dtype] = set()
-
-    def decoder_files() -> Iterator[Weights]:
-        for shard in shards:
-            tensors = _converted(shard, wanted, dtype)
-            formats.update(tensor.dtype for tensor in tensors.values())
-            yield tensors
-
-    with new_directory(out) as scratch:
-        (scratch / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        shutil.copyfile(source / "tokenizer.json", scratch / "tokenizer.json")
-        save_file(image_decoder, scratch / "image_tokenizer.safetensors")
-        (scratch / "decoder").mkdir()
-        image_encoder = {ENCODER + name: value for name, value in encoder.items()}
-        write_shards(scratch / "decoder", chain(decoder_files(), [image_encoder]), len(shards) + 1)
-        config.dtype = widest(formats)
-        config.save_pretrained(scratch / "decoder")
-    return formats
+    more = {ENCODER + name: value for name, value in encoder.items()}
+    return write(converted, {"image_size": image_size}, shards, decoding(weights), out, dtype, more)
 
 
-def _outline(shard: Path) -> Weights:
-    """The tensors of a safetensors file, without their values; those of an image encoder are left out."""
-    return {name: tensor for name, tensor in outline(shard).items() if not name.startswith(ENCODER)}
-
-
-def _converted(shard: Path, wanted: Weights, dtype: torch.dtype | None) -> Weights:
-    """The tensors that ``_outline`` lists, as they are to be stored."""
-    with safetensors.safe_open(shard, "pt") as file:
-        names = [name for name in file.keys() if not name.startswith(ENCODER)]  # noqa: SIM118
-        return {name: in_format(_fitted(name, file.get_tensor(name), wanted), dtype).contiguous() for name in names}
-
-
-def _fitted(name: str, tensor: Tensor, wanted: Weights) -> Tensor:
+def _fitted(wanted: Weights, name: str, tensor: Tensor) -> Tensor:
     """The tensor as transformers has it: the norm of a shard's heads once for each of them."""
     if name.endswith(NORMS) and name in wanted and tensor.ndim == 2 and len(tensor):
         return tensor.repeat_interleave(max(len(wanted[name]) // len(tensor), 1), dim=0)
     return tensor
 
 
-def _decoder_config(source: Path, tokenizer: Tokenizer, image_tokenizer: VQConfig) -> ChameleonConfig:
-    """The config of the decoder, with the vocabulary and the image tokenizer that it is used with.
+def _vocabulary(source: Path, tokenizer: Tokenizer) -> dict[str, int]:
+    """The vocabulary that the decoder is used with.
 
     Raises:
-        ZipARError: it is not that of a Chameleon, or its vocabulary is not the tokenizer's.
+        ZipARError: that of its config is not the tokenizer's.
     """
-    config = read_config(source)
-    if (kind := config.get("model_type")) != "chameleon":
-        raise ZipARError(f"{source} holds a model of type {kind!r}: give the directory of a Lumina-mGPT or Anole")
-    known = {field.name for field in dataclasses.fields(ChameleonConfig)} | {"rope_theta", "rope_scaling"}
-    kept = {name: value for name, value in config.items() if name in known}
     words = tokenizer.get_vocab()
-    vocabulary = kept.get("vocabulary_map") or words
+    vocabulary = read_config(source).get("vocabulary_map") or words
     if not isinstance(vocabulary, dict) or any(vocabulary.get(name, token) != token for name, token in words.items()):
         raise ZipARError(f"{source}: the vocabulary of config.json is not that of tokenizer.json")
-    vq_config = {
+    return vocabulary
+
+
+def _settings(image_tokenizer: VQConfig) -> dict[str, object]:
+    """The image tokenizer as transformers describes it."""
+    return {
         "embed_dim": image_tokenizer.codebook_dim,
         "num_embeddings": image_tokenizer.codebook_size,
         "latent_channels": image_tokenizer.latent_channels,
@@ -159,6 +101,3 @@ def _decoder_config(source: Path, tokenizer: Tokenizer, image_tokenizer: VQConfi
         "channel_multiplier": list(image_tokenizer.channel_multipliers),
         "num_res_blocks": image_tokenizer.residual_blocks,
     }
-    with build(source):
-        given = {**kept, "vocabulary_map": vocabulary, "vq_config": vq_config}
-        return ChameleonConfig.from_dict({**given, "architectures": ["ChameleonForConditionalGeneration"]})

@@ -18,13 +18,21 @@ from zipar.models.emu3 import Emu3
 from zipar.models.emu35 import Emu35
 from zipar.models.glm_image import GlmImage
 from zipar.models.janus import Janus
+from zipar.models.liquid import Liquid
 from zipar.models.llamagen import LlamaGen
 from zipar.models.lumina_mgpt import Anole, LuminaMGPT
 from zipar.models.packing import pack
+from zipar.models.simplear import SimpleAR
 
 FAMILIES: dict[str, type[VisualModel]] = {
-    model.family: model for model in (LlamaGen, Janus, Emu3, Emu35, LuminaMGPT, Anole, GlmImage, Clips, CommaVQ, Cosmos)
+    model.family: model
+    for model in (
+        *(LlamaGen, Janus, Emu3, Emu35, LuminaMGPT, Anole, Liquid, SimpleAR, GlmImage),
+        *(Clips, CommaVQ, Cosmos),
+    )
 }
+PUBLISHED = {"gemma": "a Liquid, `zipar convert liquid`", "qwen2": "a SimpleAR, `zipar convert simplear`"}
+"""What families are published as, by the type of language model."""
 
 
 def load(
@@ -101,6 +109,8 @@ def family(directory: Path) -> type[VisualModel]:
             f"{directory} holds an Emu3 or Emu3.5 in the layout of its authors: `zipar convert emu3`, `zipar convert "
             "emu3.5` or `zipar convert emu3.5-image` makes it loadable"
         )
+    if kind in PUBLISHED:
+        raise ZipARError(f"{directory} holds a {kind}: if it is {PUBLISHED[kind]} makes it loadable")
     if kind not in FAMILIES:
         raise ZipARError(
             f"{directory} holds a model of type {kind!r}, which is not supported; supported: {', '.join(FAMILIES)}"
