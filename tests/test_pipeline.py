@@ -190,7 +190,7 @@ class Picky:
         return SimpleNamespace(ids=self([text])["input_ids"][0])
 
     def __call__(self, texts):
-        if any("bad" in text for text in texts):
+        if any("bad fox" in text for text in texts):
             raise StopIteration
         return {"input_ids": [[1] for _ in texts]}
 

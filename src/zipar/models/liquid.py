@@ -35,7 +35,8 @@ class Liquid(Extended):
         return TokenGrid(height // TOKEN_SIDE, width // TOKEN_SIDE)
 
     def conditional(self, prompt: str, grid: TokenGrid) -> list[int]:
-        return [self.ids[BEGIN], *self.read(prompt, f"{prompt}{REQUEST}{BEGIN_IMAGE}")]
+        words = self.read(prompt, f"{prompt}{REQUEST}{BEGIN_IMAGE}")
+        return [self.ids[BEGIN], *words]
 
     def unconditional(self, grid: TokenGrid) -> list[int]:
         return [self.ids[name] for name in (BEGIN, UNCONDITIONAL, BEGIN_IMAGE)]
