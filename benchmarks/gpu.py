@@ -29,6 +29,8 @@ from transformers import (
     ChameleonConfig,
     Emu3Config,
     Emu3ForConditionalGeneration,
+    GemmaConfig,
+    GemmaForCausalLM,
     GlmImageConfig,
     GlmImageForConditionalGeneration,
     JanusConfig,
@@ -36,6 +38,8 @@ from transformers import (
     JanusVisionConfig,
     JanusVQVAEConfig,
     LlamaConfig,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -48,16 +52,21 @@ from zipar.decoding.sampling import Draw, Sampling, gumbel
 from zipar.decoding.strategy import Evaluated, Schedule, Step, Strategy
 from zipar.decoding.zipar import ZipAR
 from zipar.grid import TokenGrid
-from zipar.image_tokenizers.chameleon import code_name
+from zipar.image_tokenizers.chameleon import ChameleonImageDecoder, code_name
+from zipar.image_tokenizers.cosmos import CosmosDecoder, CosmosTokenizerConfig
 from zipar.image_tokenizers.vq import VQConfig, VQModel
+from zipar.models.backbone import TransformersModel
 from zipar.models.base import VisualModel
 from zipar.models.emu3 import AFTER_IMAGE, BEFORE_IMAGE, ROW_END, Emu3
 from zipar.models.emu35 import IMAGE as EMU35
 from zipar.models.emu35 import NAMED_IDS, Emu35
 from zipar.models.glm_image import GlmImage
 from zipar.models.janus import Janus
+from zipar.models.liquid import Liquid
 from zipar.models.llamagen import LlamaGen, LlamaGenConfig, Transformer
 from zipar.models.lumina_mgpt2 import LuminaMGPT2, WithoutImageEncoder
+from zipar.models.mixed_modal import TOKEN_SIDE
+from zipar.models.simplear import SimpleAR
 
 STATIC: dict[str, Strategy] = {"raster": Raster(), "ZipAR 8": ZipAR(8), "ZipAR 4": ZipAR(4)}
 DRAFTED: dict[str, Strategy] = {"ZipAR 4, 8 ahead": ZipAR(4, 8), "Jacobi, 16 ahead": CoupledJacobi(16)}
@@ -84,16 +93,20 @@ class Shape:
     text_vocabulary: int = 0
     codebook: int = 16384
     head_dim: int | None = None
-    """Of Qwen3, which does not derive it."""
+    """Width of a head, where it is not ``dim / heads``."""
 
 
 CLASS, JANUS, EMU3 = Sampling(4.0, top_k=2000), Sampling(5.0), Sampling(3.0, top_k=2048)
 GLM = Sampling(temperature=0.9, top_p=0.75)
+LIQUID, SIMPLEAR = Liquid.sampling, SimpleAR.sampling
 SHAPES = {
     "LlamaGen-XL": Shape("llamagen", 36, 1280, 20, 0, 24, 1, CLASS),
     "LlamaGen-3B": Shape("llamagen", 24, 3200, 32, 0, 24, 1, CLASS),
     "Janus-Pro-1B": Shape("janus", 24, 2048, 16, 5632, 24, 32, JANUS, None, 102400),
     "Janus-Pro-7B": Shape("janus", 30, 4096, 32, 11008, 24, 32, JANUS, None, 102400),
+    "Liquid-7B": Shape("liquid", 28, 3072, 16, 24576, 32, 32, LIQUID, None, 256000, 8192, 256),
+    "SimpleAR-0.5B": Shape("simplear", 24, 896, 14, 4864, 64, 32, SIMPLEAR, 2, 151672, 64000),
+    "SimpleAR-1.5B": Shape("simplear", 28, 1536, 12, 8960, 64, 32, SIMPLEAR, 2, 151672, 64000),
     # its own grid is 90 x 90, which takes minutes an image
     "Emu3-8B": Shape("emu3", 32, 4096, 32, 14336, 32, 64, EMU3, 8, 184622, 32768),
     "Emu3.5-34B": Shape("emu3_5", 64, 5120, 64, 25600, 64, 64, EMU35, 8, 282926, 131072, 128),
@@ -104,6 +117,8 @@ SHAPES = {
 TOYS = {
     "toy LlamaGen": Shape("llamagen", 2, 32, 4, 0, 6, 1, Sampling(4.0, top_k=20), None, 0, 64),
     "toy Janus": Shape("janus", 2, 32, 4, 48, 6, 3, Sampling(5.0), None, 64, 64),
+    "toy Liquid": Shape("liquid", 2, 32, 4, 48, 6, 3, Sampling(7.0, top_k=20, top_p=0.9), None, 64, 64, 16),
+    "toy SimpleAR": Shape("simplear", 2, 32, 4, 48, 6, 3, SIMPLEAR, 2, 64, 64),
     "toy Emu3": Shape("emu3", 2, 32, 4, 48, 6, 3, Sampling(3.0), 2, 128, 64),
     "toy Emu3.5": Shape("emu3_5", 2, 32, 4, 48, 6, 3, Sampling(5.0), 2, 128, 64, 16),
     "toy Lumina": Shape("lumina_mgpt2", 2, 32, 4, 48, 6, 3, Sampling(4.0, top_k=20), None, 128, 64),
@@ -293,14 +308,32 @@ def _glm_image(shape: Shape) -> VisualModel:
     return GlmImage(GlmImageForConditionalGeneration(config)).of(grid_of(shape))
 
 
+def _liquid(shape: Shape) -> VisualModel:
+    image_decoder = ChameleonImageDecoder(VQConfig(shape.codebook, 8, 32, (1, 1, 1, 1, 1), 1, 32))
+    network = GemmaForCausalLM(GemmaConfig(**_extended(shape), head_dim=shape.head_dim))
+    return Liquid(network, None, image_decoder, TOKEN_SIDE * shape.side, shape.text_vocabulary)
+
+
+def _simplear(shape: Shape) -> VisualModel:
+    image_decoder = CosmosDecoder(CosmosTokenizerConfig(8, (1, 1, 1), 1, 8, (shape.codebook,)))
+    network = Qwen2ForCausalLM(Qwen2Config(**_extended(shape), tie_word_embeddings=True))
+    return SimpleAR(network, None, image_decoder, TOKEN_SIDE * shape.side, shape.text_vocabulary)
+
+
 BUILDERS: dict[str, Callable[[Shape], VisualModel]] = {
     "llamagen": _llamagen,
     "janus": _janus,
     "emu3": _emu3,
     "emu3_5": _emu35,
     "lumina_mgpt2": _lumina_mgpt2,
+    "liquid": _liquid,
+    "simplear": _simplear,
     "glm_image": _glm_image,
 }
+
+
+def _extended(shape: Shape) -> dict[str, Any]:
+    return _llama(shape) | {"vocab_size": shape.text_vocabulary + shape.codebook}
 
 
 def _llama(shape: Shape) -> dict[str, Any]:
@@ -340,7 +373,7 @@ def weight_bytes(model: VisualModel) -> int:
     read = [module for part in model.stepped() for module in part.modules() if not isinstance(module, nn.Embedding)]
     weights = {id(weight): weight for module in read for weight in module.parameters(recurse=False)}
     total = sum(weight.nbytes for weight in weights.values())
-    if isinstance(model, Emu3 | Emu35 | LuminaMGPT2 | GlmImage):
+    if isinstance(model, TransformersModel) and model.head_rows is not None:
         total += model.model.lm_head.weight[model.head_rows].nbytes
     return total
 

@@ -1,9 +1,12 @@
+import copy
 import importlib.util
 import json
 import os
 import shutil
 import tempfile
+from collections import OrderedDict
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +15,7 @@ import torch
 from hypothesis import settings
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
+from torch import nn
 from transformers import (
     ByT5Tokenizer,
     ChameleonConfig,
@@ -20,6 +24,8 @@ from transformers import (
     Emu3ForConditionalGeneration,
     Emu3ImageProcessor,
     Emu3Processor,
+    GemmaConfig,
+    GemmaForCausalLM,
     GenerationConfig,
     GlmImageConfig,
     GlmImageForConditionalGeneration,
@@ -32,6 +38,8 @@ from transformers import (
     JanusVQVAEConfig,
     LlamaConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     T5Config,
     T5EncoderModel,
 )
@@ -39,12 +47,12 @@ from transformers.models.glm_image.image_processing_pil_glm_image import GlmImag
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from zipar import ZipARError
-from zipar.conversion import emu35, llamagen, lumina_mgpt2
+from zipar.conversion import emu35, liquid, llamagen, lumina_mgpt2, simplear
 from zipar.conversion.lumina_mgpt import convert
 from zipar.decoding.sampling import Sampling
 from zipar.image_tokenizers.chameleon import ChameleonImageDecoder
 from zipar.image_tokenizers.commavq import CommaVQTokenizer
-from zipar.image_tokenizers.cosmos import CosmosTokenizer, CosmosTokenizerConfig
+from zipar.image_tokenizers.cosmos import CausalConv3d, CosmosTokenizer, CosmosTokenizerConfig, nearest
 from zipar.image_tokenizers.vq import VQConfig, VQModel
 from zipar.models.clips import Clips
 from zipar.models.commavq import GPT, CommaVQ, CommaVQConfig
@@ -437,6 +445,71 @@ def cosmos_tokenizer(cosmos_recipe):
     return tokenizer.eval().requires_grad_(False)
 
 
+class Buffers(nn.Module):
+    """Something that the authors' tokenizer holds and never learnt."""
+
+    def __init__(self, **buffers):
+        super().__init__()
+        for name, value in buffers.items():
+            self.register_buffer(name, value, persistent=False)
+
+
+class Quantizer(Buffers):
+    def __init__(self, levels):
+        levels = torch.tensor(levels, dtype=torch.int32)
+        super().__init__(_levels=levels, _basis=levels.cumprod(0), implicit_codebook=torch.zeros(60, 3))
+
+    def forward(self, latents):
+        return nearest(latents, self._levels.tolist())
+
+
+class Inverse(nn.Module):
+    def __init__(self, levels):
+        super().__init__()
+        self.quantizer = Quantizer(levels)
+
+    def forward(self, latents):
+        return latents
+
+
+def _publish_cosmos_tokenizer(folder, tokenizer, halves=True, idle=False):
+    """A video tokenizer as it is published: the TorchScript of its halves, or of the whole.
+
+    ``idle``: with convolutions between levels that the authors do not use, as in their first release.
+    """
+    folder.mkdir()
+    tokenizer, pixels = copy.deepcopy(tokenizer), torch.zeros(1, 3, 9, 32, 32)
+    if idle:
+        half, double = tokenizer.encoder.down[1].downsample, tokenizer.decoder.up[2].upsample
+        assert half.conv2 is None
+        assert double.conv1 is None
+        half.conv2, double.conv1 = (
+            CausalConv3d(len(beside.conv3d.bias), len(beside.conv3d.bias), (3, 1, 1), stride=(stride, 1, 1))
+            for beside, stride in ((half.conv3, 2), (double.conv3, 1))
+        )
+    levels = tokenizer.config.levels
+    wavelets = {"wavelets": torch.ones(2), "_arange": torch.arange(2)}
+    tokenizer.encoder.patcher3d = Buffers(**wavelets, patch_size_buffer=torch.full([1], 4, dtype=torch.int32))
+    tokenizer.decoder.unpatcher3d = Buffers(**wavelets)
+    parts = ("encoder", tokenizer.encoder), ("quant_conv", tokenizer.quant_conv), ("quantizer", Quantizer(levels))
+    back = ("post_quant_conv", tokenizer.post_quant_conv), ("decoder", tokenizer.decoder)
+    latents, trace = torch.zeros(1, len(levels), 2, 2, 2), partial(torch.jit.trace, check_trace=False)
+    if halves:
+        trace(nn.Sequential(OrderedDict(parts)), pixels).save(folder / "encoder.jit")
+        inverse = [("inv_quant", Inverse(levels)), *back]
+        trace(nn.Sequential(OrderedDict(inverse)), latents).save(folder / "decoder.jit")
+    else:
+        whole = nn.ModuleDict(OrderedDict([*parts, *back]))
+        whole.forward = lambda latents: tokenizer.decoder(tokenizer.post_quant_conv(latents))
+        trace(whole, latents).save(folder / "autoencoder.jit")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def publish_cosmos_tokenizer():
+    return _publish_cosmos_tokenizer
+
+
 @pytest.fixture(scope="session")
 def cosmos_models(cosmos_recipe, cosmos_tokenizer):
     """The tiny models of the recordings, of 3 x 6 tokens a frame: cosmos_models("yarn"), or "plain"."""
@@ -571,6 +644,96 @@ def lumina_models(lumina_files, tmp_path_factory):
     return lambda *key: written[key] if key in written else written.setdefault(key, make(*key))
 
 
+SPOKEN = ["a", "red", "fox", "in", "the", "snow", "bird", "two", "small", "birds", "blurry", "image", "of", "A", "An"]
+EXTENDED_CODES = 64
+"""Of the tiny models whose vocabulary goes on with a codebook behind the words of their tokenizers."""
+
+
+def _spoken(special):
+    """A tokenizer of a few words, with special ones before them, the last of which stands for any other."""
+    vocabulary = {word: i for i, word in enumerate([*special, *SPOKEN])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, special[-1]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens([AddedToken(word, special=True) for word in special])
+    return tokenizer
+
+
+def _publish(network, directory, **settings):
+    """A random language model as its authors published it, in several files, with a config of older versions."""
+    torch.manual_seed(0)
+    for weight in network.parameters():
+        weight.data = 0.3 * torch.randn_like(weight) if weight.ndim > 1 else weight + 0.1 * torch.randn_like(weight)
+    network.save_pretrained(directory, max_shard_size="30KB")
+    config = json.loads((directory / "config.json").read_text())
+    for name in ("dtype", "rope_parameters", "layer_types"):
+        config.pop(name, None)
+    published = {**config, "rope_theta": 10000.0, "torch_dtype": "bfloat16", **settings}
+    (directory / "config.json").write_text(json.dumps(published))
+
+
+@pytest.fixture(scope="session")
+def liquid_files(tmp_path_factory):
+    """A Liquid as it is published, in small: a folder with liquid, the model, and vqgan.ckpt."""
+    folder = tmp_path_factory.mktemp("liquid")
+    tokenizer = _spoken(["<pad>", "<eos>", "<bos>", "<boi>", "<eoi>", "<unconditional>", "<unk>"])
+    begin = tokenizer.token_to_id("<bos>")
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", begin)])
+    config = GemmaConfig(
+        vocab_size=tokenizer.get_vocab_size() + EXTENDED_CODES,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=150,
+    )
+    _publish(GemmaForCausalLM(config), folder / "liquid", hidden_act="gelu", hidden_activation=None)
+    tokenizer.save(str(folder / "liquid" / "tokenizer.json"))
+    image_decoder = ChameleonImageDecoder(VQConfig(EXTENDED_CODES, 4, 32, (1, 1, 1, 1, 2), 1, 8))
+    weights = {**image_decoder.state_dict(), "encoder.conv_in.weight": torch.zeros(3), "loss.logvar": torch.zeros(1)}
+    torch.save({"state_dict": weights}, folder / "vqgan.ckpt")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def liquid_directory(liquid_files, tmp_path_factory):
+    """The same converted, for 96 x 96 pixels: 6 x 6 tokens."""
+    directory = tmp_path_factory.mktemp("converted") / "liquid"
+    liquid.convert(liquid_files / "liquid", liquid_files / "vqgan.ckpt", directory, image_size=96)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def simplear_files(cosmos_tokenizer, publish_cosmos_tokenizer, tmp_path_factory):
+    """A SimpleAR as it is published, in small: a folder with simplear, the model, and tokenizer, that of images."""
+    folder = tmp_path_factory.mktemp("simplear")
+    tokenizer = _spoken(["<|endoftext|>", "<|t2i|>", "<|i2t|>", "<|soi|>", "<unk>"])
+    config = Qwen2Config(
+        vocab_size=tokenizer.get_vocab_size() + cosmos_tokenizer.config.codebook_size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=150,
+        tie_word_embeddings=True,
+    )
+    network = Qwen2ForCausalLM(config)
+    _publish(network, folder / "simplear", architectures=["SimpARForCausalLM"], sliding_window=64)
+    tokenizer.save(str(folder / "simplear" / "tokenizer.json"))
+    publish_cosmos_tokenizer(folder / "tokenizer", cosmos_tokenizer, idle=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def simplear_directory(simplear_files, tmp_path_factory):
+    """The same converted, for 128 x 128 pixels: 8 x 8 tokens, or 6 x 6, 4 x 4 and 2 x 2."""
+    directory = tmp_path_factory.mktemp("converted") / "simplear"
+    simplear.convert(simplear_files / "simplear", simplear_files / "tokenizer", directory, image_size=128)
+    return directory
+
+
 GLM_CODES = 64
 """Of the tiny GLM-Image; then come begin of image and end of image, which is padding too, and words."""
 
@@ -702,6 +865,8 @@ def checkpoints(request):
         "lumina_mgpt": lambda wanted: wanted("lumina_models")("7b"),
         "lumina_mgpt2": lambda wanted: wanted("lumina2_directory"),
         "anole": lambda wanted: wanted("lumina_models")("7b", Anole),
+        "liquid": lambda wanted: wanted("liquid_directory"),
+        "simplear": lambda wanted: wanted("simplear_directory"),
         "glm_image": lambda wanted: wanted("glm_directory"),
     }
     return lambda family: found[family](request.getfixturevalue)

@@ -191,12 +191,15 @@ class Picky:
         return SimpleNamespace(ids=self([text])["input_ids"][0])
 
     def __call__(self, texts):
-        if any("bad" in text for text in texts):
+        if any("bad fox" in text for text in texts):
             raise StopIteration
         return {"input_ids": [[1] for _ in texts]}
 
 
-@pytest.mark.parametrize("family", ["janus", "emu3", "emu3_5", "lumina_mgpt", "lumina_mgpt2", "anole", "llamagen"])
+@pytest.mark.parametrize(
+    "family",
+    ["janus", "emu3", "emu3_5", "lumina_mgpt", "lumina_mgpt2", "anole", "liquid", "simplear", "llamagen"],
+)
 def test_what_a_tokenizer_raises_names_the_prompt(checkpoints, tiny_models, monkeypatch, family):
     model = tiny_models.by_text if family == "llamagen" else zipar.pipeline(checkpoints(family), device="cpu").model
     bad = "a bad fox"

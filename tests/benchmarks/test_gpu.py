@@ -28,7 +28,11 @@ def run(gpu, folder, shape="toy LlamaGen", batches=("1",), limit="96"):
 
 
 @pytest.mark.parametrize(
-    "shape", ["toy LlamaGen", "toy Janus", "toy Emu3", "toy Emu3.5", "toy Lumina", "toy GLM-Image"]
+    "shape",
+    [
+        *("toy LlamaGen", "toy Janus", "toy Liquid", "toy SimpleAR"),
+        *("toy Emu3", "toy Emu3.5", "toy Lumina", "toy GLM-Image"),
+    ],
 )
 def test_counts_the_passes_of_known_acceptance(gpu, tmp_path, shape):
     report = run(gpu, tmp_path, shape)

@@ -144,6 +144,29 @@ def test_chameleons_reach_their_conversion(zipar, monkeypatch, tmp_path):
         assert (code, err.count("\n"), err[:7]) == (2, 1, "error: ")
 
 
+@pytest.mark.parametrize(("family", "part"), [("liquid", "vqgan.ckpt"), ("simplear", "tokenizer")])
+def test_language_models_reach_their_conversion(zipar, monkeypatch, tmp_path, family, part):
+    calls = []
+
+    def convert(*args, **options):
+        calls.append((args, options))
+        return {torch.bfloat16}
+
+    monkeypatch.setattr(f"zipar.conversion.{family}.convert", convert)
+    for name in ("model", "tokenizer"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "vqgan.ckpt").touch()
+    code, out, err = zipar("convert", family, "model", part, "out", "--dtype", "bfloat16")
+    assert (code, err) == (0, "")
+    assert out == "out: weights stored in bfloat16; try `zipar generate PROMPT --model out`\n"
+    ((paths, options),) = calls
+    assert [str(path) for path in paths] == ["model", part, "out"]
+    assert options == {"dtype": torch.bfloat16}
+    for arguments in (["vqgan.ckpt", part, "out"], ["model", part], ["model", "nowhere", "out"]):
+        code, _, err = zipar("convert", family, *arguments)
+        assert (code, err.count("\n"), err[:7]) == (2, 1, "error: ")
+
+
 def test_commavq_reaches_its_conversion(zipar, monkeypatch, tmp_path):
     calls = []
 

@@ -92,10 +92,12 @@ def lines(text_model, tmp_path_factory):
         ("convert", "emu3.5"): [folder, folder, "out"],
         ("convert", "emu3.5-image"): [folder, folder, "out"],
         ("convert", "janus"): [folder, "out", "--template", "t2i-r1"],
+        ("convert", "liquid"): [folder, weights, "out"],
         ("convert", "llamagen"): [weights, weights, "out"],
         ("convert", "lumina-mgpt"): [folder, weights, "out", "--image-size", "512"],
         ("convert", "lumina-mgpt-2"): [folder, weights, "out"],
         ("convert", "anole"): [folder, weights, "out"],
+        ("convert", "simplear"): [folder, folder, "out"],
     }
     return {names: [*names, *map(str, words)] for names, words in found.items()}
 

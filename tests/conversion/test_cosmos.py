@@ -1,69 +1,15 @@
-import copy
 import json
-from collections import OrderedDict
-from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
 import zipar
 from zipar.conversion import cosmos
 from zipar.conversion.cosmos import convert
-from zipar.image_tokenizers.cosmos import nearest
 from zipar.models import auto
 
 YARN = (3, 40)
-
-
-class Buffers(nn.Module):
-    """Something that the authors' tokenizer holds and never learnt."""
-
-    def __init__(self, **buffers):
-        super().__init__()
-        for name, value in buffers.items():
-            self.register_buffer(name, value, persistent=False)
-
-
-class Quantizer(Buffers):
-    def __init__(self, levels):
-        levels = torch.tensor(levels, dtype=torch.int32)
-        super().__init__(_levels=levels, _basis=levels.cumprod(0), implicit_codebook=torch.zeros(60, 3))
-
-    def forward(self, latents):
-        return nearest(latents, self._levels.tolist())
-
-
-class Inverse(nn.Module):
-    def __init__(self, levels):
-        super().__init__()
-        self.quantizer = Quantizer(levels)
-
-    def forward(self, latents):
-        return latents
-
-
-def save(folder, tokenizer, halves=True):
-    """A video tokenizer as it is published: the TorchScript of its halves, or of the whole."""
-    folder.mkdir()
-    tokenizer, pixels = copy.deepcopy(tokenizer), torch.zeros(1, 3, 9, 32, 32)
-    levels = tokenizer.config.levels
-    wavelets = {"wavelets": torch.ones(2), "_arange": torch.arange(2)}
-    tokenizer.encoder.patcher3d = Buffers(**wavelets, patch_size_buffer=torch.full([1], 4, dtype=torch.int32))
-    tokenizer.decoder.unpatcher3d = Buffers(**wavelets)
-    parts = ("encoder", tokenizer.encoder), ("quant_conv", tokenizer.quant_conv), ("quantizer", Quantizer(levels))
-    back = ("post_quant_conv", tokenizer.post_quant_conv), ("decoder", tokenizer.decoder)
-    latents, trace = torch.zeros(1, len(levels), 2, 2, 2), partial(torch.jit.trace, check_trace=False)
-    if halves:
-        trace(nn.Sequential(OrderedDict(parts)), pixels).save(folder / "encoder.jit")
-        inverse = [("inv_quant", Inverse(levels)), *back]
-        trace(nn.Sequential(OrderedDict(inverse)), latents).save(folder / "decoder.jit")
-    else:
-        whole = nn.ModuleDict(OrderedDict([*parts, *back]))
-        whole.forward = lambda latents: tokenizer.decoder(tokenizer.post_quant_conv(latents))
-        trace(whole, latents).save(folder / "autoencoder.jit")
-    return folder
 
 
 def published(model):
@@ -74,12 +20,13 @@ def published(model):
 
 
 @pytest.fixture(scope="module")
-def sources(cosmos_models, tmp_path_factory):
+def sources(cosmos_models, publish_cosmos_tokenizer, tmp_path_factory):
     """model.pt and the tokenizer, in small."""
     folder, model = tmp_path_factory.mktemp("published"), cosmos_models("yarn")
     torch.save(published(model), folder / "model.pt")
-    save(folder / "halves", model.image_tokenizer)
-    save(folder / "whole", model.image_tokenizer, halves=False)
+    publish_cosmos_tokenizer(folder / "halves", model.image_tokenizer)
+    publish_cosmos_tokenizer(folder / "whole", model.image_tokenizer, halves=False)
+    publish_cosmos_tokenizer(folder / "first release", model.image_tokenizer, idle=True)
     return folder
 
 
@@ -96,7 +43,7 @@ def out(tmp_path):
     assert {path.name for path in (tmp_path / "parent").glob("*")} <= {"out"}
 
 
-@pytest.mark.parametrize("tokenizer", ["halves", "whole"])
+@pytest.mark.parametrize("tokenizer", ["halves", "whole", "first release"])
 def test_of_a_model_and_its_tokenizer(sources, out, cosmos_models, tokenizer, monkeypatch):
     monkeypatch.setattr(torch._C, "import_ir_module", None)  # what compiles an archive's code
     assert convert(sources / "model.pt", sources / tokenizer, out) == {torch.float32}

@@ -33,6 +33,8 @@ FAMILIES = {
     "lumina_mgpt": (64, 96),
     "lumina_mgpt2": (64, 32),
     "anole": (96, 96),
+    "liquid": (96, 96),
+    "simplear": (96, 96),
 }
 LONGEST = 210
 

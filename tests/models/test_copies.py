@@ -20,6 +20,8 @@ SIZES = {
     "lumina_mgpt": (64, 96),
     "lumina_mgpt2": (64, 32),
     "anole": (96, 96),
+    "liquid": (96, 96),
+    "simplear": (96, 96),
 }
 QUANTISED = pytest.mark.skipif(
     torch.backends.quantized.engine not in ("x86", "fbgemm"), reason="int8 on CPUs is for x86 alone"

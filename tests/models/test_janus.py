@@ -21,7 +21,6 @@ from transformers import (
 
 import zipar
 from zipar import Raster, Sampling, TokenGrid, ZipAR, ZipARError
-from zipar.decoding.attention import additive
 from zipar.decoding.engine import decode
 from zipar.decoding.sampling import gumbel
 from zipar.models import auto
@@ -84,72 +83,20 @@ def test_sampled_tokens_are_those_of_transformers_with_our_noise(model, pipe, in
     assert found.tolist() == expected.tolist()
 
 
-def brute_force(model, prefixes, window, alone):
-    """Decode greedily by the rules of the paper: each pass computes every token ever fed anew, with no cache.
-
-    Args:
-        prefixes: embeddings (length, dim) without padding: the prompt's and the unconditional branch's.
-    """
-    side, tokens, events = model.side, {}, []  # events: (slot, token, pass)
-    settled = set()
-
-    def ready(slot):
-        row, column = divmod(slot, side)
-        needed = [row * side + other for other in range(column)]
-        if row:
-            needed += [(row - 1) * side + other for other in range(min(column + window, side))]
-            needed += list(range(side)) if alone else []
-        return slot not in tokens and all(other in tokens for other in needed)
-
-    def stand_in(slot):
-        row = slot // side
-        above = [end for end in range(side - 1, row * side, side) if end in tokens]
-        return above[-1] if above else max(other for other in tokens if other // side == row)
-
-    def logits(prefix):
-        length = len(prefix)
-        sees = torch.zeros(length + len(events), length + len(events), dtype=torch.bool)
-        sees[:, :length] = torch.ones(len(sees), length).tril()
-        for i, (slot, _, now) in enumerate(events):
-            newest = {other: j for j, (other, _, then) in enumerate(events) if other <= slot and then <= now}
-            sees[length + i, [length + j for j in newest.values()]] = True
-        slots, fed = torch.tensor([event[:2] for event in events], dtype=torch.int64).view(-1, 2).T
-        hidden = model.model.model.language_model(
-            inputs_embeds=torch.cat([prefix, model.embed(fed)])[None],
-            attention_mask=additive(sees[None], prefix.dtype),
-            position_ids=torch.cat([torch.arange(length), length + slots])[None],
-            use_cache=False,
-        ).last_hidden_state
-        return model.logits(hidden)[0]
-
-    passes = 0
-    while len(tokens) < side**2:
-        targets, queries = [slot for slot in range(side**2) if ready(slot)], [-1]
-        if passes:
-            fed = {slot: token for slot, token in tokens.items() if slot not in settled}
-            settled.update(fed)
-            fed |= {slot - 1: tokens[slot - 1 if slot - 1 in tokens else stand_in(slot - 1)] for slot in targets}
-            events += [(slot, token, passes) for slot, token in fed.items()]
-            queries = [list(fed).index(slot - 1) - len(fed) for slot in targets]
-        conditional, unconditional = (logits(prefix)[queries] for prefix in prefixes)
-        guided = unconditional + 5.0 * (conditional - unconditional)
-        tokens.update(zip(targets, guided.argmax(-1).tolist(), strict=True))
-        passes += 1
-    return [tokens[slot] for slot in range(side**2)], passes
-
-
 @pytest.mark.parametrize(
     ("strategy", "window", "alone"),
     [(Raster(), 99, False), (ZipAR(2), 2, True), (ZipAR(4), 4, True), (ZipAR(2, first_row="wave"), 2, False)],
     ids=["raster", "window 2", "window 4", "window 2, wave"],
 )
-def test_equals_the_brute_force_decoder(model, strategy, window, alone):
+def test_equals_the_brute_force_decoder(model, brute_force, strategy, window, alone):
+    grid, sampling, decoder = TokenGrid(6, 6), Sampling(5.0, temperature=0), model.model.model.language_model
     with torch.inference_mode():
-        prefix = model.prefix(PROMPTS, None, True, TokenGrid(6, 6))
-        decoded = decode(model, prefix, TokenGrid(6, 6), strategy, Sampling(5.0, temperature=0), SEEDS)
-        for image in range(2):
+        prefix = model.prefix(PROMPTS, None, True, grid)
+        decoded = decode(model, prefix, grid, strategy, sampling, SEEDS)
+        for image, seed in enumerate(SEEDS):
             prefixes = [prefix.embeddings[row][prefix.valid[row]] for row in (image, image + 2)]
-            expected = brute_force(model, prefixes, window, alone)
+            given = (prefixes, grid, sampling, seed, window, alone)
+            expected = brute_force(decoder, model.embed, model.logits, *given)
             assert (decoded.tokens[image].tolist(), decoded.forward_passes) == expected
 
 

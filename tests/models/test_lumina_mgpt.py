@@ -136,14 +136,14 @@ def test_a_prompt_longer_than_any_it_was_trained_on_is_warned_about(small):
     ("strategy", "window"), [(Raster(), 99), (ZipAR(1), 1), (ZipAR(2), 2), (ZipAR(4, first_row="wave"), 4)], ids=str
 )
 @torch.inference_mode()
-def test_equals_the_brute_force_decoder(model, chameleon_brute_force, strategy, window):
+def test_equals_the_brute_force_decoder(model, brute_force_of_codes, strategy, window):
     """Two prompts in a batch, left-padded, against each alone, unpadded and uncached."""
     grid, sampling = model.grid(64, 96), Sampling(guidance_scale=2.5, top_k=2000)
     prefix = model.prefix(PROMPTS, None, True, grid)
     decoded = decode(model, prefix, grid, strategy, sampling, SEEDS)
     for image, seed in enumerate(SEEDS):
         prefixes = [prefix.embeddings[row][prefix.valid[row]] for row in (image, image + 2)]
-        expected = chameleon_brute_force(model, prefixes, grid, sampling, seed, window, slice(4, 8196))
+        expected = brute_force_of_codes(model.model, range(4, 8196), prefixes, grid, sampling, seed, window)
         assert (decoded.tokens[image].tolist(), decoded.forward_passes) == expected
 
 

@@ -17,6 +17,15 @@ from zipar.models.packing import PackedLinear, packable
 from zipar.models.quantization import QuantizedLinear
 
 CPU = torch.device("cpu")
+SIZES = {
+    "janus": (12, 12),
+    "emu3": (8, 12),
+    "emu3_5": (64, 96),
+    "lumina_mgpt": (64, 96),
+    "anole": (96, 96),
+    "liquid": (96, 96),
+    "simplear": (96, 96),
+}
 on_x86 = pytest.mark.skipif(
     torch.backends.quantized.engine not in ("x86", "fbgemm"), reason="FBGEMM computes on x86 CPUs alone"
 )

@@ -16,6 +16,8 @@ SIZES = {
     "lumina_mgpt": (64, 96),
     "lumina_mgpt2": (64, 32),
     "anole": (96, 96),
+    "liquid": (96, 96),
+    "simplear": (96, 96),
 }
 GREEDY, FILTERED = {"temperature": 0.0}, {"temperature": 1.3, "top_k": 20, "top_p": 0.9}
 

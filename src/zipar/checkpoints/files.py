@@ -132,9 +132,12 @@ def read_tokenizer(path: Path) -> Tokenizer:
     """
     check_readable(path, f"{path} is missing: the checkpoint is incomplete")
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises nothing more specific
         raise ZipARError(f"{path} is no tokenizer that can be read: {reason(error)}") from error
+    tokenizer.no_truncation()  # either may be stored, as the last call before it was saved wanted it
+    tokenizer.no_padding()
+    return tokenizer
 
 
 _COMPLAINTS = (

@@ -12,6 +12,8 @@ from zipar.errors import ZipARError, reason
 
 PIPELINE = "model_index.json"
 """What a pipeline of diffusers has in place of a ``config.json``."""
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
+"""Files one of which a tokenizer has."""
 
 
 def load_diffusers(wanted: str, extra: str = "glm") -> Any:
@@ -70,7 +72,7 @@ def load_processor(kind: type[Any], directory: Path) -> Any:
     Raises:
         ZipARError: it is missing or damaged.
     """
-    if not any((directory / name).exists() for name in ("tokenizer.json", "tokenizer.model", "spiece.model")):
+    if not any((directory / name).exists() for name in TOKENIZERS):
         raise ZipARError(f"{directory} holds no tokenizer: put the tokenizer.json of the checkpoint there")
     _check_files(directory)
     try:

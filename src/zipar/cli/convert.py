@@ -42,7 +42,7 @@ class JanusTemplate(str, Enum):
     r1 = "t2i-r1"
 
 
-ChameleonSource = Annotated[
+ModelSource = Annotated[
     Path,
     typer.Argument(
         metavar="DIR", exists=True, file_okay=False, help="The published model, with config.json and tokenizer.json."
@@ -197,6 +197,16 @@ def janus(
     print(f"{out}: prompts are put as {read} reads them (--template {'|'.join(each.value for each in JanusTemplate)})")
 
 
+@app.command("liquid")
+def liquid(source: ModelSource, vqgan: VQGAN, out: Out, dtype: Stored = None) -> None:
+    """Convert a Liquid: zipar convert liquid DIR VQGAN.ckpt OUT."""
+    outputs.check_directory(out)
+
+    from zipar.conversion.liquid import convert
+
+    _tell(out, convert(source, vqgan, out, dtype=_torch(dtype)))
+
+
 @app.command("llamagen")
 def llamagen(
     gpt: Annotated[
@@ -242,7 +252,7 @@ def llamagen(
 
 @app.command("lumina-mgpt")
 def lumina_mgpt(
-    source: ChameleonSource,
+    source: ModelSource,
     vqgan: VQGAN,
     out: Out,
     image_size: Annotated[LuminaSize, typer.Option(help="Height and width, in pixels, of its square images.")],
@@ -258,7 +268,7 @@ def lumina_mgpt(
 
 @app.command("lumina-mgpt-2")
 def lumina_mgpt2(
-    source: ChameleonSource,
+    source: ModelSource,
     movqgan: Annotated[
         Path,
         typer.Argument(
@@ -277,7 +287,7 @@ def lumina_mgpt2(
 
 
 @app.command("anole")
-def anole(source: ChameleonSource, vqgan: VQGAN, out: Out, dtype: Stored = None) -> None:
+def anole(source: ModelSource, vqgan: VQGAN, out: Out, dtype: Stored = None) -> None:
     """Convert an Anole in the format of transformers: zipar convert anole DIR VQGAN.ckpt OUT."""
     outputs.check_directory(out)
 
@@ -285,6 +295,27 @@ def anole(source: ChameleonSource, vqgan: VQGAN, out: Out, dtype: Stored = None)
     from zipar.models.lumina_mgpt import Anole
 
     _tell(out, convert(source, vqgan, out, family=Anole, dtype=_torch(dtype)))
+
+
+@app.command("simplear")
+def simplear(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", exists=True, file_okay=False, help="The published model, SimpleAR-1.5B-RL."),
+    ],
+    tokenizer: Annotated[
+        Path,
+        typer.Argument(metavar="TOKENIZER_DIR", exists=True, file_okay=False, help="Cosmos-1.0-Tokenizer-DV8x16x16."),
+    ],
+    out: Out,
+    dtype: Stored = None,
+) -> None:
+    """Convert a SimpleAR: zipar convert simplear DIR TOKENIZER_DIR OUT."""
+    outputs.check_directory(out)
+
+    from zipar.conversion.simplear import convert
+
+    _tell(out, convert(source, tokenizer, out, dtype=_torch(dtype)))
 
 
 def _optional(directories: list[Path], before: str, name: str, what: str) -> tuple[Path | None, Path]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,8 @@ NOT_WEIGHTS = {"_extra_state"}
 """What training in eight bits leaves."""
 COMPUTED = {"wavelets", "_arange", "patch_size_buffer", "_levels", "_basis", "implicit_codebook"}
 """Buffers of the authors' tokenizer that hold nothing learnt."""
+RESAMPLING = re.compile(r"\.(up|down)sample\.conv[12]\.")
+"""What halves or doubles sides or frames. Cosmos-1.0-Tokenizer has it at each level, and uses what it needs."""
 
 
 def convert(model: Path, tokenizer: Path, out: Path, *, dtype: torch.dtype | None = None) -> set[torch.dtype]:
@@ -55,7 +58,7 @@ def convert(model: Path, tokenizer: Path, out: Path, *, dtype: torch.dtype | Non
     weights, _ = read_pickle(model, ("model",), NOT_WEIGHTS)
     weights = {name.removeprefix(PREFIX): value for name, value in weights.items()}
     config, top_p = _decoder_config(weights, model)
-    tokenizer_weights, tokenizer_config = _tokenizer(tokenizer)
+    tokenizer_weights, tokenizer_config = read_tokenizer(tokenizer)
     if config.vocab_size != tokenizer_config.codebook_size:
         raise ZipARError(
             f"{model} and {tokenizer} do not belong together: the decoder knows {config.vocab_size} tokens, "
@@ -63,8 +66,6 @@ def convert(model: Path, tokenizer: Path, out: Path, *, dtype: torch.dtype | Non
         )
     with build(model), torch.device("meta"):
         check_tensors(weights, Transformer(config), model)
-    with build(tokenizer), torch.device("meta"):
-        check_tensors(tokenizer_weights, CosmosTokenizer(tokenizer_config), tokenizer)
     settings = {
         "model_type": Cosmos.family,
         "decoder": dataclasses.asdict(config),
@@ -74,8 +75,7 @@ def convert(model: Path, tokenizer: Path, out: Path, *, dtype: torch.dtype | Non
     formats: set[torch.dtype] = set()
     with new_directory(out) as scratch:
         (scratch / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        stored = {name: value.float().contiguous() for name, value in tokenizer_weights.items()}
-        save_file(stored, scratch / "video_tokenizer.safetensors")
+        save_file(tokenizer_weights, scratch / "video_tokenizer.safetensors")
         (scratch / "decoder").mkdir()
         for shard, part in _shards(weights):
             tensors = {name: in_format(value, dtype).contiguous() for name, value in part.items()}
@@ -122,8 +122,8 @@ def _decoder_config(weights: Weights, source: Path) -> tuple[CosmosConfig, float
     return config, top_p
 
 
-def _tokenizer(directory: Path) -> tuple[Weights, CosmosTokenizerConfig]:
-    """The tensors of the video tokenizer, and its shape.
+def read_tokenizer(directory: Path) -> tuple[Weights, CosmosTokenizerConfig]:
+    """The tensors of a published DV8x16x16 video tokenizer, in float32, and its shape.
 
     Raises:
         ZipARError: the directory does not hold one.
@@ -138,11 +138,6 @@ def _tokenizer(directory: Path) -> tuple[Weights, CosmosTokenizerConfig]:
     channels, coefficients = shape("encoder.conv_in.0.conv3d.weight", 5)[:2]
     depth = count(weights, "encoder.down.")
     widths = [shape(f"encoder.down.{level}.block.0.conv1.0.conv3d.weight", 5)[0] for level in range(depth)]
-    patch = round((coefficients / 3) ** (1 / 3))
-    space, time = (
-        patch * 2 ** sum(f"encoder.down.{level}.downsample.{conv}.conv3d.weight" in weights for level in range(depth))
-        for conv in ("conv1", "conv2")
-    )
     levels = held.get("quantizer._levels", torch.tensor(CosmosTokenizerConfig.levels))
     config = CosmosTokenizerConfig(
         channels,
@@ -150,8 +145,11 @@ def _tokenizer(directory: Path) -> tuple[Weights, CosmosTokenizerConfig]:
         count(weights, "encoder.down.0.block."),
         shape("encoder.conv_out.0.conv3d.weight", 5)[0],
         tuple(levels.tolist()),
-        patch,
-        space,
-        time,
+        round((coefficients / 3) ** (1 / 3)),
     )
-    return weights, config
+    with build(directory), torch.device("meta"):
+        tokenizer = CosmosTokenizer(config)
+    used = tokenizer.state_dict()
+    weights = {name: value for name, value in weights.items() if name in used or not RESAMPLING.search(name)}
+    check_tensors(weights, tokenizer, directory)
+    return {name: value.float().contiguous() for name, value in weights.items()}, config

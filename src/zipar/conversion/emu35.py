@@ -1,30 +1,19 @@
 """Conversion of the published Emu3.5 and Emu3.5-Image, running none of the code published with them."""
 
-import dataclasses
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
-from zipar.checkpoints.files import build, check_tensors, outline
+from zipar.checkpoints.files import build
 from zipar.conversion.emu_words import NAMED_IDS, check_vocabulary, read_settings, read_vocabulary, tokenizer
-from zipar.conversion.published import (
-    Weights,
-    find_shards,
-    in_format,
-    read_pickle,
-    vqgan_config,
-    widest,
-    write_shards,
-)
+from zipar.conversion.mixed_modal import Shards, write
+from zipar.conversion.published import find_shards
+from zipar.conversion.vqgan import decoding, read_vqgan
 from zipar.decoding.sampling import Sampling
 from zipar.errors import ZipARError
 from zipar.models.emu35 import DIGITS, IMAGE, SIZES, Emu35
-from zipar.writing import new_directory
 
 SETTINGS = (
     "vocab_size",
@@ -59,8 +48,6 @@ DEFAULTS = {
     "eoi_token_id": 151853,
 }
 """What the authors' ``src/emu3p5/configuration_emu3.py`` takes where a config says nothing."""
-DECODING = ("decoder.", "quantize.", "post_quant_conv.")
-"""What of model.ckpt makes pixels."""
 
 
 def convert(
@@ -100,49 +87,20 @@ def convert(
     if misplaced := [word for token, word in DIGITS.items() if vocabulary.get(word) != token]:
         raise ZipARError(f"{words or model} is no vocabulary of Emu3.5: {misplaced[0]!r} is not where it should be")
     with build(model), torch.device("meta"):
-        config = _config(settings)
-        network = Qwen3ForCausalLM(config)
-    shards = find_shards(model)
-    check_tensors({name: tensor for shard in shards for name, tensor in outline(shard).items()}, network, model)
-
-    checkpoint = image_tokenizer / "model.ckpt"
-    weights, _ = read_pickle(checkpoint, ["state_dict"])
-    image_decoder = {name: value.float() for name, value in weights.items() if name.startswith(DECODING)}
-    shape = vqgan_config(image_decoder, checkpoint, "image tokenizer of Emu3.5")
-    with build(checkpoint), torch.device("meta"):
-        pixels = Emu35.image_decoder(shape)
-    check_tensors(image_decoder, pixels, checkpoint)
-    Emu35(network, None, pixels)  # raises where the parts do not fit
-
-    described = {
-        "model_type": Emu35.family,
-        "sizes": SIZES,
-        "image_tokenizer": dataclasses.asdict(shape),
-        "sampling": dataclasses.asdict(sampling),
-    }
-    formats: set[torch.dtype] = set()
-
-    def files() -> Iterator[Weights]:
-        for shard in shards:
-            tensors = {name: in_format(tensor, dtype) for name, tensor in load_file(shard).items()}
-            formats.update(tensor.dtype for tensor in tensors.values())
-            yield tensors
-
-    with new_directory(out) as scratch:
-        (scratch / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-        tokenizer(vocabulary, merges).backend_tokenizer.save(str(scratch / "tokenizer.json"))
-        save_file(image_decoder, scratch / "image_tokenizer.safetensors")
-        (scratch / "decoder").mkdir()
-        write_shards(scratch / "decoder", files(), len(shards))
-        config.dtype = widest(formats)
-        config.architectures = [Qwen3ForCausalLM.__name__]
-        config.save_pretrained(scratch / "decoder")
-        ids = {key: settings[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        GenerationConfig(do_sample=True, **ids).save_pretrained(scratch / "decoder")
-    return formats
+        network = Qwen3ForCausalLM(_config(settings))
+    shards = Shards(find_shards(model))
+    shards.check(network, model)
+    kind = "image tokenizer of Emu3.5"
+    weights, image_decoder = read_vqgan(image_tokenizer / "model.ckpt", kind, attention=Emu35.attention)
+    reader = tokenizer(vocabulary, merges).backend_tokenizer
+    converted = Emu35(network, reader, image_decoder, defaults=sampling)  # raises where the parts do not fit
+    ids = {key: settings[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    generation = GenerationConfig(do_sample=True, **ids)
+    return write(converted, {"sizes": SIZES}, shards, decoding(weights), out, dtype, generation=generation)
 
 
 def _config(settings: dict[str, Any]) -> Qwen3Config:
     kept = {name: settings[name] for name in SETTINGS}
     rope = {"rope_type": "default", "rope_theta": settings["rope_theta"]}
-    return Qwen3Config(**kept, rope_parameters=rope, tie_word_embeddings=False)
+    name = Qwen3ForCausalLM.__name__
+    return Qwen3Config(**kept, rope_parameters=rope, tie_word_embeddings=False, architectures=[name])

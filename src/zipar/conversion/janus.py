@@ -35,10 +35,10 @@ from zipar.conversion.published import (
     in_format,
     read_pickle,
     shape_of,
-    vqgan_config,
     widest,
     write_shards,
 )
+from zipar.conversion.vqgan import vqgan_config
 from zipar.errors import ZipARError
 from zipar.writing import new_directory
 

@@ -1,14 +1,17 @@
 """Conversion of the published files of Lumina-mGPT 2.0 and of MoVQGAN, its image tokenizer."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from transformers import ChameleonConfig
+from transformers import ChameleonForConditionalGeneration
 
 from zipar.checkpoints.files import build, check_tensors, read_config, read_tokenizer
-from zipar.conversion.lumina_mgpt import DECODING, published_config, write
-from zipar.conversion.published import read_pickle, vqgan_config
+from zipar.conversion.lumina_mgpt import write_chameleon
+from zipar.conversion.mixed_modal import language_model
+from zipar.conversion.published import read_pickle
+from zipar.conversion.vqgan import decoding, vqgan_config
 from zipar.errors import ZipARError
 from zipar.image_tokenizers.chameleon import code_name
 from zipar.image_tokenizers.movqgan import renamed
@@ -52,21 +55,23 @@ def convert(
     """
     tokenizer = read_tokenizer(source / "tokenizer.json")
     weights, _ = read_pickle(movqgan, ["state_dict"], COUNTERS)
-    weights = {name: value for name, value in weights.items() if name.startswith(DECODING)}
+    weights = decoding(weights)
     shape = vqgan_config(weights, movqgan, "MoVQGAN")
     words = tokenizer.get_vocab()
     codes = {code_name(code): FIRST_CODE + code for code in range(shape.codebook_size)}
-    settings = {"vocabulary_map": words | codes, "vq_config": None, "bos_token_id": _beginning(source, words)}
-    with build(source):
-        config = ChameleonConfig.from_dict({**published_config(source), **settings})
-        with torch.device("meta"):
-            model = LuminaMGPT2.network(config)
+    change = {
+        "architectures": [ChameleonForConditionalGeneration.__name__],
+        "vocabulary_map": words | codes,
+        "vq_config": None,
+        "bos_token_id": _beginning(source, words),
+    }
+    model = language_model(source, LuminaMGPT2.network, "a Lumina-mGPT 2.0", change)
     with build(movqgan), torch.device("meta"):
-        decoder = LuminaMGPT2.image_decoder(shape)
+        decoder = LuminaMGPT2.image_decoder(dataclasses.asdict(shape))
     image_decoder = renamed(weights, shape)
     check_tensors(image_decoder, decoder, movqgan)
     converted = LuminaMGPT2(model, tokenizer, decoder, image_size)  # raises where the parts do not fit
-    return write(source, out, converted, image_decoder, {}, dtype)
+    return write_chameleon(converted, source, image_decoder, out, dtype)
 
 
 def _beginning(source: Path, words: Mapping[str, int]) -> int:

@@ -6,7 +6,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Collection, Iterable, Sequence
-from functools import partial, reduce
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from zipar.checkpoints.files import build, check_readable
 from zipar.errors import ZipARError
-from zipar.image_tokenizers.vq import VQConfig
 
 Weights = dict[str, Tensor]
 
@@ -94,27 +93,6 @@ def widest(formats: Collection[torch.dtype]) -> torch.dtype:
 def count(weights: Weights, parent: str) -> int:
     """How many numbered children the module ``parent`` (which ends with a dot) has."""
     return len({name[len(parent) :].split(".")[0] for name in weights if name.startswith(parent)})
-
-
-def vqgan_config(weights: Weights, source: Path, what: str) -> VQConfig:
-    """The shape of the image decoder that is ``what``, by the names that taming-transformers gives to its parts.
-
-    Raises:
-        ZipARError: these are not the weights of one.
-    """
-    shape = partial(shape_of, weights, source, what)
-    codebook_size, codebook_dim = shape("quantize.embedding.weight", 2)
-    channels = shape("decoder.conv_out.weight", 4)[1]
-    levels = count(weights, "decoder.up.")
-    widths = [shape(f"decoder.up.{level}.block.0.conv1.weight", 4)[0] for level in range(levels)]
-    return VQConfig(
-        codebook_size,
-        codebook_dim,
-        channels,
-        tuple(width // channels for width in widths),
-        count(weights, "decoder.up.0.block.") - 1,
-        shape("decoder.conv_in.weight", 4)[1],
-    )
 
 
 def find_shards(source: Path, names: Sequence[str] = ("model.safetensors",)) -> list[Path]:

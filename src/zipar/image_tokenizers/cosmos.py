@@ -37,35 +37,46 @@ class CosmosTokenizerConfig:
         return math.prod(self.levels)
 
     @property
+    def downsampling(self) -> int:
+        """Side, in pixels, of the square that one token stands for."""
+        return self.space
+
+    @property
     def halvings(self) -> tuple[int, int]:
         """How often convolutions halve the sides and the frames of what wavelets leave."""
         return int(math.log2(self.space // self.patch)), int(math.log2(self.time // self.patch))
 
 
-class CosmosTokenizer(nn.Module):
-    """Videos <-> grids of codebook indices.
+class CosmosDecoder(nn.Module):
+    """Grids of codebook indices, int64 (batch, 1 + n, rows, columns) in [0, codebook_size), -> videos.
 
-    Pixels are float tensors (batch, 3, frames, height, width) in [-1, 1], of 1 + n * ``time`` frames; indices are int64
-    tensors (batch, 1 + n, rows, columns) in [0, codebook_size). No token depends on frames after its own: the first
-    stands for the first frame, each later one for ``time`` frames.
+    Pixels are float tensors (batch, 3, frames, height, width) in [-1, 1], of 1 + n * ``time`` frames. No frame depends
+    on later tokens: the first stand for the first frame, each later ones for ``time`` frames.
     """
 
     def __init__(self, config: CosmosTokenizerConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.quant_conv = CausalConv3d(config.latent_channels, len(config.levels), 1)
         self.post_quant_conv = CausalConv3d(len(config.levels), config.latent_channels, 1)
-
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Codebook indices (batch, 1 + n, rows, columns) of ``pixels``."""
-        return nearest(self.quant_conv(self.encoder(pixels)), self.config.levels)
 
     def decode(self, indices: Tensor) -> Tensor:
         """Pixels of codebook indices (batch, 1 + n, rows, columns)."""
         latents = lookup(indices, self.config.levels).to(self.post_quant_conv.conv3d.weight.dtype)
         return self.decoder(self.post_quant_conv(latents))
+
+
+class CosmosTokenizer(CosmosDecoder):
+    """Videos <-> grids of codebook indices. No token depends on frames after its own."""
+
+    def __init__(self, config: CosmosTokenizerConfig) -> None:
+        super().__init__(config)
+        self.encoder = Encoder(config)
+        self.quant_conv = CausalConv3d(config.latent_channels, len(config.levels), 1)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Codebook indices (batch, 1 + n, rows, columns) of ``pixels``."""
+        return nearest(self.quant_conv(self.encoder(pixels)), self.config.levels)
 
 
 def nearest(latents: Tensor, levels: Sequence[int]) -> Tensor:

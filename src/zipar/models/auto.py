@@ -18,15 +18,22 @@ from zipar.models.emu3 import Emu3
 from zipar.models.emu35 import Emu35
 from zipar.models.glm_image import GlmImage
 from zipar.models.janus import Janus
+from zipar.models.liquid import Liquid
 from zipar.models.llamagen import LlamaGen
 from zipar.models.lumina_mgpt import Anole, LuminaMGPT
 from zipar.models.lumina_mgpt2 import LuminaMGPT2
 from zipar.models.packing import pack
+from zipar.models.simplear import SimpleAR
 
 FAMILIES: dict[str, type[VisualModel]] = {
     model.family: model
-    for model in (LlamaGen, Janus, Emu3, Emu35, LuminaMGPT, LuminaMGPT2, Anole, GlmImage, Clips, CommaVQ, Cosmos)
+    for model in (
+        *(LlamaGen, Janus, Emu3, Emu35, LuminaMGPT, LuminaMGPT2, Anole, Liquid, SimpleAR, GlmImage),
+        *(Clips, CommaVQ, Cosmos),
+    )
 }
+PUBLISHED = {"gemma": "a Liquid, `zipar convert liquid`", "qwen2": "a SimpleAR, `zipar convert simplear`"}
+"""What families are published as, by the type of language model."""
 
 
 def load(
@@ -105,6 +112,8 @@ def family(directory: Path) -> type[VisualModel]:
         )
     if kind == "multi_modality":
         raise ZipARError(f"{directory} holds a Janus in DeepSeek's layout: `zipar convert janus` makes it loadable")
+    if kind in PUBLISHED:
+        raise ZipARError(f"{directory} holds a {kind}: if it is {PUBLISHED[kind]} makes it loadable")
     if kind not in FAMILIES:
         raise ZipARError(
             f"{directory} holds a model of type {kind!r}, which is not supported; supported: {', '.join(FAMILIES)}"

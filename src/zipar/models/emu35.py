@@ -14,7 +14,6 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
-from zipar.decoding.decodable import Prefix
 from zipar.decoding.sampling import Sampling
 from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
@@ -122,11 +121,6 @@ class Emu35(MixedModal):
                 "<|image token|>"
             )
         return self.grid_of_tokens(*size)
-
-    def prefix(
-        self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, guided: bool, grid: TokenGrid
-    ) -> Prefix:
-        return self.fitting(super().prefix(prompts, negative_prompts, guided, grid), grid)
 
     def conditional(self, prompt: str, grid: TokenGrid) -> list[int]:
         return [*self.read(prompt, REQUEST.format(prompt)), *self.header(grid)]

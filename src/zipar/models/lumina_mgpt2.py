@@ -38,9 +38,9 @@ class LuminaMGPT2(LuminaMGPT):
     image_side = 768
 
     @classmethod
-    def image_decoder(cls, shape: VQConfig) -> MoVQGANDecoder:
+    def image_decoder(cls, shape: dict[str, Any]) -> MoVQGANDecoder:
         load_diffusers("the image decoder of Lumina-mGPT 2.0", "lumina")
-        return MoVQGANDecoder(shape)
+        return MoVQGANDecoder(VQConfig(**shape))
 
     def first_id(self) -> int:
         token = self.model.config.bos_token_id

@@ -29,11 +29,11 @@ TOKEN_SIDE = 16
 
 
 class MixedModal(TransformersModel):
-    """What its families share: prompts and images are ids of one vocabulary, and pixels come from a VQGAN beside it."""
+    """What its families share: prompts and images are ids of one vocabulary, and pixels come of a decoder beside it."""
 
     model: Any
     attention: ClassVar[bool] = False
-    """Whether the image decoder has attention at its lowest resolution."""
+    """Whether the image decoder, if it is like Chameleon's, has attention at its lowest resolution."""
     token_side: ClassVar[int] = TOKEN_SIDE
     """Pixels along a side of the square that an image token stands for."""
 
@@ -95,7 +95,7 @@ class MixedModal(TransformersModel):
         return whole.eval().requires_grad_(False)
 
     @classmethod
-    def _parts(cls, directory: Path) -> tuple[Tokenizer, Any, dict[str, Any]]:
+    def _parts(cls, directory: Path) -> tuple[Tokenizer, nn.Module, dict[str, Any]]:
         """All but the decoder, and arguments that ``config.json`` holds."""
         settings, image_tokenizer = cls._settings(directory)
         tensors = read_tensors(directory / "image_tokenizer.safetensors", image_tokenizer)
@@ -103,18 +103,18 @@ class MixedModal(TransformersModel):
         return read_tokenizer(directory / "tokenizer.json"), image_tokenizer, settings
 
     @classmethod
-    def _settings(cls, directory: Path) -> tuple[dict[str, Any], Any]:
+    def _settings(cls, directory: Path) -> tuple[dict[str, Any], nn.Module]:
         """Arguments that ``config.json`` holds, and the image decoder without weights."""
         config = read_config(directory)
         with build(directory):
             settings = cls.settings(config) | {"defaults": Sampling(**config["sampling"])}
             with torch.device("meta"):
-                return settings, cls.image_decoder(VQConfig(**config["image_tokenizer"]))
+                return settings, cls.image_decoder(config["image_tokenizer"])
 
     @classmethod
-    def image_decoder(cls, shape: VQConfig) -> Any:
-        """The family's image decoder, without its weights."""
-        return ChameleonImageDecoder(shape, attention=cls.attention)
+    def image_decoder(cls, shape: dict[str, Any]) -> nn.Module:
+        """The image decoder of the shape that ``config.json`` holds: like Chameleon's."""
+        return ChameleonImageDecoder(VQConfig(**shape), attention=cls.attention)
 
     @classmethod
     @abstractmethod
@@ -153,7 +153,7 @@ class MixedModal(TransformersModel):
         length = max(map(len, sequences))
         ids = torch.tensor([[0] * (length - len(row)) + row for row in sequences])
         valid = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in sequences])
-        return self.prompt(ids, valid)
+        return self.fitting(self.prompt(ids, valid), grid)
 
     def prompt(self, input_ids: Tensor, attention_mask: Tensor) -> Prefix:
         """The prefix of prompts that are token ids already, int64 (rows, length) each, padded on the left."""
@@ -195,4 +195,5 @@ class MixedModal(TransformersModel):
                 "load a directory that `zipar convert` made, or give it one"
             )
         place = next(self.image_tokenizer.parameters()).device  # not where all of the decoder is
-        return self.image_tokenizer.decode(codes.to(place))
+        pixels: Tensor = self.image_tokenizer.decode(codes.to(place))
+        return pixels
