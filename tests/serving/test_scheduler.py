@@ -287,3 +287,37 @@ def test_what_cannot_be_served(pipes, tiny_clips):
     short = Scheduler([Served.of("words", pipes["words"], 1)])
     with short, pytest.raises(ZipARError, match=r"words cannot be served: prompt of \d+ tokens is too long"):
         short.warm_up()
+
+
+def test_a_whole_lane_of_waiting_images_comes_in_together(scheduling, asked, helpers, expected, monkeypatch):
+    """On a CPU: two lone images are let out first, though the second one is not done with the first."""
+    came, steps, admit, step, turn = [], [], Lane.admit, Lane.step, threading.Semaphore(0)
+
+    def counted(lane, prefix, sampling, seeds):
+        came.append(len(seeds))
+        return admit(lane, prefix, sampling, seeds)
+
+    def stepped(lane):
+        turn.acquire(timeout=60)
+        steps.append(lane.busy)
+        return step(lane)
+
+    monkeypatch.setattr(Lane, "admit", counted)
+    monkeypatch.setattr(Lane, "step", stepped)
+    with scheduling(rows=2) as scheduler:
+        ask = asked(scheduler)
+        ask(seed=0, strategy="raster")
+        helpers.until(lambda: came == [1])
+        ask(seed=1, strategy="raster")
+        turn.release(5)
+        helpers.until(lambda: len(steps) == 5)
+        assert came == [1, 1]
+        ask(seed=2, strategy="raster")
+        ask(seed=3, strategy="raster")
+        turn.release(200)
+        helpers.until(ask.answered)
+    monkeypatch.undo()
+    assert came == [1, 1, 2]
+    assert steps == [1, *[2] * 34, 1, *[2] * 35]
+    for seed, told in enumerate(ask.told):
+        assert np.array_equal(helpers.pixels(told[-1].content), expected(seed=seed, strategy="raster"))
