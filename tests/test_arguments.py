@@ -159,7 +159,7 @@ def calls(tiny_models, janus_directory, offline, tiny_clips):
         "check_images": (tuning.check_images, {"images": 4, "reach": 0.01, "tolerance": 0.02}),
         "search": (
             tuning.search,
-            {"measure": lambda _: tuning.Figures(0, 0, 1), "columns": 4, "lookahead": 2, "tolerance": 0.1},
+            {"measure": lambda _: tuning.Figures(0, 0, 0, 1), "columns": 4, "lookahead": 2, "tolerance": 0.1},
         ),
     }
     return Calls(public), Calls(others)
