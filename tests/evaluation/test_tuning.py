@@ -141,7 +141,7 @@ def test_the_frame_delay_that_is_fastest(steps, speeds, ends):
         delay = complete if asked.frame_delay is None else asked.frame_delay
         assert delay <= complete
         gap = sum(steps[delay:complete])
-        tried[asked] = Figures(gap, 0.0, 10.0 + delay + speeds[delay])
+        tried[asked] = Figures(gap, 0.0, 0.0, 10.0 + delay + speeds[delay])
         return tried[asked]
 
     found = overlap(measure, setting, grid, 0.02)
