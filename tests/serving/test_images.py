@@ -19,6 +19,7 @@ SETTINGS = [
     {"strategy": "raster", "temperature": 0},
     {"strategy": "jacobi:4", "guidance_scale": 2.0},
     {"strategy": "adaptive:1", "top_p": 0.8},
+    {"temperature": 1.2, "min_p": 0.1},
 ]
 
 

@@ -93,6 +93,7 @@ class ImageRequest(BaseModel):
     temperature: SkipValidation[float | None] = None
     top_k: SkipValidation[int | None] = None
     top_p: SkipValidation[float | None] = None
+    min_p: SkipValidation[float | None] = None
 
     @model_validator(mode="before")
     @classmethod

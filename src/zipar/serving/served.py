@@ -56,7 +56,7 @@ class Served:
         size = next(iter(self.sizes)) if asked.size == "auto" else asked.size
         if size not in self.sizes:
             raise ZipARError(f"size {shown(asked.size)} is not possible: use {', '.join(self.sizes)} or auto")
-        fields = ("guidance_scale", "temperature", "top_k", "top_p")
+        fields = ("guidance_scale", "temperature", "top_k", "top_p", "min_p")
         given: dict[str, Any] = {name: value for name in fields if (value := getattr(asked, name)) is not None}
         sampling = replace(self.model.defaults, **given)
         negative = asked.negative_prompt if (asked.negative_prompt or "").strip() else None
