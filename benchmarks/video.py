@@ -13,6 +13,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import zipar
 from ablations import kept
 from decoding import machine
 from studies import alone
 from zipar.decoding import names
+from zipar.decoding.zipar import ZipAR
 from zipar.evaluation.fidelity import likelihood
 from zipar.evaluation.judge import Judge
 from zipar.grid import TokenGrid
@@ -47,6 +50,32 @@ STRATEGIES = {
     "zipar:4@8": "a row's delay",
     "zipar:12:64:4:wave": "drafts, frame by frame",
     "jacobi:64": "lossless, a frame of drafts",
+}
+
+
+@dataclass(frozen=True)
+class FrameEarlier(ZipAR):
+    """The same token one frame earlier stands in for a missing last one."""
+
+    def stand_in(self, times: Tensor, frame: int, row: int) -> tuple[int, int, int]:
+        frame, row = divmod(frame * times.shape[1] + row - 1, times.shape[1])
+        return max(frame - 1, 0), row, times.shape[2] - 1
+
+
+@dataclass(frozen=True)
+class Newest(ZipAR):
+    """The newest token of the unfinished row does."""
+
+    def stand_in(self, times: Tensor, frame: int, row: int) -> tuple[int, int, int]:
+        now = times[frame, row, 0]
+        frame, row = divmod(frame * times.shape[1] + row - 1, times.shape[1])
+        return frame, row, int((times[frame, row] < now).sum()) - 1
+
+
+STAND_INS = {
+    "the last column, nearest above": ZipAR,
+    "the same place, one frame earlier": FrameEarlier,
+    "the newest token of its row": Newest,
 }
 COSMOS = TokenGrid(40, 64, 5, given=2)
 """Of Cosmos's 33 frames of 640 x 1024 pixels, nine of which are given."""
@@ -136,6 +165,18 @@ def went_on(pipe: Pipeline, clips: Sequence[Clip], carry: int, painter: scenes.P
     return {"error": off, "passes": made.stats.forward_passes}
 
 
+def stood_in(pipe: Pipeline, clips: Sequence[Clip], kind: type[ZipAR], painter: scenes.Painter,
+             judge: Judge) -> dict[str, list[float]]:  # fmt: skip
+    """Figures of diagonal decoding, where every row but the first of a clip starts before the one above it ends."""
+    made = pipe(
+        [prompt for _, prompt, _ in clips],
+        strategy=kind(2, first_row="wave", frame_delay=16),
+        seed=SEED,
+        given=[render[:GIVEN] for *_, render in clips],
+    )
+    return judged(pipe, made, clips, GIVEN, painter, judge)
+
+
 def timed(pipe: Pipeline, clips: Sequence[Clip], strategies: Sequence[str]) -> dict[str, Any]:
     """Seconds of single clips: the median over clips, all strategies interleaved."""
     taken: dict[str, list[float]] = {name: [] for name in strategies}
@@ -207,6 +248,16 @@ def verdicts(found: dict[str, dict[str, list[float]]]) -> str:
     return "\n".join(lines)
 
 
+def stand_ins(found: dict[str, dict[str, list[float]]]) -> str:
+    lines = ["| stand-in | all places right | error, px | surprise excess |", "| --- | ---: | ---: | ---: |"]
+    for title, figures in found.items():
+        lines.append(
+            f"| {title} | {statistics.mean(figures['right']):.1%} | {interval(figures['error'], '{:.3f}')} "
+            f"| {interval(figures['excess'], '{:+.4f}')} |"
+        )
+    return "\n".join(lines)
+
+
 def carries(found: dict[int, dict[str, Any]]) -> str:
     lines = ["| frames given anew | all places right | error, px | raster's passes |", "| ---: | ---: | ---: | ---: |"]
     for carry, figures in found.items():
@@ -231,6 +282,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=25)
     parser.add_argument("--free", type=int, default=200, help="clips that are made from their prompts alone")
     parser.add_argument("--long", type=int, default=25, help="clips that go on past the context")
+    parser.add_argument("--stood", type=int, default=100, help="clips of each stand-in")
     parser.add_argument("--timed", type=int, default=6, help="clips that are timed, one at a time")
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES))
     parser.add_argument("--artwork", type=Path, default=scenes.BUILD / "artwork")
@@ -249,6 +301,12 @@ def main() -> None:
         carry: kept(args.output / f"carry {carry}.json", partial(went_on, pipe, clips[: args.long], carry, painter))
         for carry in CARRIES
     }
+    standing = {
+        title: kept(
+            args.output / f"{kind.__name__}.json", partial(stood_in, pipe, clips[: args.stood], kind, painter, judge)
+        )
+        for title, kind in STAND_INS.items()
+    }
     times = kept(args.output / "times.json", lambda: timed(pipe, clips[: args.timed], strategies))
     text = (Path(__file__).parent / "video.md").read_text(encoding="utf-8")
     filled = text.format(
@@ -261,6 +319,8 @@ def main() -> None:
         free=quality_table(found[0]),
         verdicts=verdicts(found[GIVEN]),
         free_verdicts=verdicts(found[0]),
+        stood=min(args.stood, args.clips),
+        stand_ins=stand_ins(standing),
         long=LONG,
         long_clips=args.long,
         carry=pipe.model.carry,

@@ -53,7 +53,7 @@ def test_files_and_table(evaluate, tmp_path, plain):
     assert jacobi["excess"]["value"] == pytest.approx(raster["excess"]["value"], abs=1e-6)
     excess = zipar["excess"]
     assert f"{excess['value']:+.3f} ±{(excess['high'] - excess['low']) / 2:.3f}" in plain(out)
-    assert f"{zipar['entropy']['value']:.3f}" in plain(out)
+    assert f"{zipar['divergence']['value']:.4f}" in plain(out)
     assert zipar["gap"]["low"] < zipar["gap"]["value"] < zipar["gap"]["high"]
     with (tmp_path / "out" / "report.csv").open() as file:
         assert [row["strategy"] for row in csv.DictReader(file)] == ["raster", "zipar:2", "jacobi:4"]

@@ -21,7 +21,7 @@ STRATEGIES = ("zipar:4", "zipar:2", options.DEFAULT_STRATEGY, "jacobi:32")
 PICTURES = 12
 """Columns of the sheet of images."""
 BRIEF = (
-    *("strategy", "forward_passes", "seconds", "speedup", "divergence", "excess", "entropy", "fid_ratio"),
+    *("strategy", "forward_passes", "seconds", "speedup", "divergence", "excess", "fid_ratio"),
     *("accuracy_difference.all", "clip_difference"),
 )
 """What the terminal shows; the files hold all."""
