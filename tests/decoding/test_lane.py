@@ -20,6 +20,7 @@ STRATEGIES = [
     *(Raster(), ZipAR(2), ZipAR(1, first_row="wave"), ZipAR(2, 3), ZipAR(1, 9, "wave"), AdaptiveZipAR(1)),
     *(AdaptiveZipAR(2, "wave"), CoupledJacobi(6), CoupledJacobi(3, window=1)),
 ]
+KINDS_OF_SCHEDULE = [Raster(), ZipAR(2, 3), AdaptiveZipAR(1), CoupledJacobi(6)]
 GRIDS = [
     *(TokenGrid(4, 4), TokenGrid(3, 6), TokenGrid(1, 7), TokenGrid(5, 1), TokenGrid(1, 1), TokenGrid(4, 5, row_end=7)),
     *(TokenGrid(3, 3, frames=2), TokenGrid(3, 3, frames=2, row_end=7, frame_end=(8, 9))),
@@ -186,7 +187,7 @@ def test_passes_read_of_prompts_what_the_longest_in_the_lane_takes(models, strat
     assert lane.cache.placement.read.start == LONGEST - 2
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+@pytest.mark.parametrize("strategy", KINDS_OF_SCHEDULE, ids=str)
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_every_image_of_a_family_is_that_of_decode_alone(models, kind, strategy):
     model, filters = models(kind), {"top_k": 20}
@@ -216,11 +217,12 @@ def test_the_dispatch_mode_can_fail():
             reading(torch.ones(3))
 
 
-ALL_KINDS = ["by_text", "by_class", *FAMILIES]
+OF_ALL_KINDS = [("by_text", strategy) for strategy in STRATEGIES] + [
+    (kind, strategy) for kind in ("by_class", *FAMILIES) for strategy in KINDS_OF_SCHEDULE
+]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
-@pytest.mark.parametrize("kind", ALL_KINDS)
+@pytest.mark.parametrize(("kind", "strategy"), OF_ALL_KINDS, ids=str)
 def test_a_pass_reads_nothing_back(models, kind, strategy):
     model, guided = models(kind), kind != "by_class"
     grid = model.grid(*FAMILIES[kind]) if kind in FAMILIES else TokenGrid(4, 5)
@@ -235,15 +237,7 @@ def test_a_pass_reads_nothing_back(models, kind, strategy):
     assert passes > 0
 
 
-KINDS_OF_SCHEDULE = [Raster(), ZipAR(2, 3), AdaptiveZipAR(1), CoupledJacobi(6)]
-
-
-@pytest.mark.parametrize(
-    ("kind", "strategy"),
-    [("by_text", strategy) for strategy in STRATEGIES]
-    + [(kind, strategy) for kind in ("by_class", *FAMILIES) for strategy in KINDS_OF_SCHEDULE],
-    ids=str,
-)
+@pytest.mark.parametrize(("kind", "strategy"), OF_ALL_KINDS, ids=str)
 def test_a_pass_is_traced_whole_and_once_a_shape(models, kind, strategy):
     """Images of a lane whose passes are compiled, with rows that come and go in between, are those of ``decode``."""
     model = models(kind)
