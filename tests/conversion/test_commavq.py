@@ -46,13 +46,6 @@ def source(published, tmp_path):
     return shutil.copytree(published, tmp_path / "published")
 
 
-@pytest.fixture
-def out(tmp_path):
-    """A place for the result; nothing else may appear beside it."""
-    yield tmp_path / "parent" / "out"
-    assert {path.name for path in (tmp_path / "parent").glob("*")} <= {"out"}
-
-
 class TestConversion:
     @torch.inference_mode()
     def test_loads_and_computes_what_transformers_does(self, published, gpt2, out):
@@ -104,13 +97,9 @@ def test_files_are_whole_and_as_the_umask_has_them(published, check_written):
     check_written(lambda out: convert(published, out))
 
 
+@pytest.mark.usefixtures("nothing_is_written")
 class TestConversionOf:
     """Everything that is not what it should be: one clear error, and nothing written."""
-
-    @pytest.fixture(autouse=True)
-    def _nothing_is_written(self, out):
-        yield
-        assert not out.parent.exists()
 
     @pytest.mark.parametrize("name", FILES)
     def test_files_that_are_missing(self, source, out, name):

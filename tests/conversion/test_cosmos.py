@@ -36,13 +36,6 @@ def sizes(monkeypatch):
     monkeypatch.setitem(cosmos.PUBLISHED, (2, 48), (YARN, 0.9))
 
 
-@pytest.fixture
-def out(tmp_path):
-    """A place for the result; nothing else may appear beside it."""
-    yield tmp_path / "parent" / "out"
-    assert {path.name for path in (tmp_path / "parent").glob("*")} <= {"out"}
-
-
 @pytest.mark.parametrize("tokenizer", ["halves", "whole", "first release"])
 def test_of_a_model_and_its_tokenizer(sources, out, cosmos_models, tokenizer, monkeypatch):
     monkeypatch.setattr(torch._C, "import_ir_module", None)  # what compiles an archive's code

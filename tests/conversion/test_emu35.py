@@ -23,13 +23,6 @@ def sources(emu35_files, tmp_path):
     return shutil.copytree(emu35_files, tmp_path / "published")
 
 
-@pytest.fixture
-def out(tmp_path):
-    """A place for the result; nothing else may appear beside it."""
-    yield tmp_path / "parent" / "out"
-    assert {path.name for path in (tmp_path / "parent").glob("*")} <= {"out"}
-
-
 def stored(directory):
     return {name: tensor for file in directory.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
@@ -125,18 +118,8 @@ def test_files_of_a_conversion_are_whole_and_as_the_umask_has_them(emu35_files, 
     check_written(lambda out: convert(emu35_files / "model", emu35_files / "vision", out))
 
 
-class Touch:
-    """Pickles as an order to make a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return type(self.path).touch, (self.path,)
-
-
-def test_a_pickle_that_wants_to_run_code_is_not_opened(sources, out, tmp_path):
-    torch.save({"state_dict": {}, "callbacks": Touch(tmp_path / "ran")}, sources / "vision" / "model.ckpt")
+def test_a_pickle_that_wants_to_run_code_is_not_opened(sources, out, tmp_path, order_to_touch):
+    torch.save({"state_dict": {}, "callbacks": order_to_touch(tmp_path / "ran")}, sources / "vision" / "model.ckpt")
     with pytest.raises(zipar.ZipARError, match=r"model\.ckpt was not opened, for it wants to run"):
         convert(sources / "model", sources / "vision", out)
     assert not (tmp_path / "ran").exists()

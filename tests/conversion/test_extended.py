@@ -57,13 +57,6 @@ def published(request, tmp_path):
     return Published(request.param, Path(shutil.copytree(files, tmp_path / "published")))
 
 
-@pytest.fixture
-def out(tmp_path):
-    """A place for the result; nothing else may appear beside it."""
-    yield tmp_path / "parent" / "out"
-    assert {path.name for path in (tmp_path / "parent").glob("*")} <= {"out"}
-
-
 def weights_of(directory):
     return {name: value for file in directory.glob("*.safetensors") for name, value in load_file(file).items()}
 

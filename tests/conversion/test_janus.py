@@ -100,13 +100,6 @@ def source(published, tmp_path):
     return shutil.copytree(published, tmp_path / "published")
 
 
-@pytest.fixture
-def out(tmp_path):
-    """A place for the result; nothing else may appear beside it."""
-    yield tmp_path / "parent" / "out"
-    assert {path.name for path in (tmp_path / "parent").glob("*")} <= {"out"}
-
-
 @pytest.fixture(scope="module")
 def converted(published, tmp_path_factory):
     directory = tmp_path_factory.mktemp("converted") / "janus"
@@ -245,23 +238,9 @@ def test_a_published_directory_names_the_command(published):
         zipar.pipeline(published)
 
 
-class Touch:
-    """Pickles as an order to make a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return type(self.path).touch, (self.path,)
-
-
+@pytest.mark.usefixtures("nothing_is_written")
 class TestConversionOf:
     """Everything that is not what it should be: one clear error, and nothing written."""
-
-    @pytest.fixture(autouse=True)
-    def _nothing_is_written(self, out):
-        yield
-        assert not out.parent.exists()
 
     @pytest.fixture
     def fails(self, source, out):
@@ -345,8 +324,8 @@ class TestConversionOf:
         (source / INDEX).unlink()
         fails("is no checkpoint that can be read")
 
-    def test_a_pickle_that_wants_to_run_code(self, fails, source, tmp_path):
-        torch.save({"a": Touch(tmp_path / "ran")}, source / "pytorch_model-00001-of-00002.bin")
+    def test_a_pickle_that_wants_to_run_code(self, fails, source, tmp_path, order_to_touch):
+        torch.save({"a": order_to_touch(tmp_path / "ran")}, source / "pytorch_model-00001-of-00002.bin")
         fails("was not opened, for it wants to run")
         assert not (tmp_path / "ran").exists()
 

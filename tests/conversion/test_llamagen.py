@@ -71,13 +71,6 @@ def sources(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def out(tmp_path):
-    """A place for the result; nothing else may appear beside it."""
-    yield tmp_path / "parent" / "out"
-    assert {path.name for path in (tmp_path / "parent").glob("*")} <= {"out"}
-
-
 class TestConversion:
     @pytest.mark.parametrize(("vq", "side"), [("vq16.pt", 4), ("vq8.pt", 8)])
     def test_of_a_class_conditional_model(self, sources, out, vq, side):
@@ -194,23 +187,9 @@ class TestConversion:
         assert _decoder_config(weights, Path("gpt.pt"), None) == config
 
 
-class Touch:
-    """Pickles as an order to make a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
+@pytest.mark.usefixtures("nothing_is_written")
 class TestConversionOf:
     """Everything that is not what it should be: one clear error, and nothing written."""
-
-    @pytest.fixture(autouse=True)
-    def _nothing_is_written(self, out):
-        yield
-        assert not out.parent.exists()
 
     @pytest.fixture
     def gpt(self, tmp_path):
@@ -259,8 +238,8 @@ class TestConversionOf:
             convert(gpt, sources / "vq16.pt", None, out, image_size=64, heads=4)
 
     @pytest.mark.parametrize("zipped", [True, False])
-    def test_a_pickle_that_wants_to_run_code(self, sources, out, gpt, tmp_path, zipped):
-        payload = {"model": decoder_weights(classes=10), "args": Touch(tmp_path / "ran")}
+    def test_a_pickle_that_wants_to_run_code(self, sources, out, gpt, tmp_path, zipped, order_to_touch):
+        payload = {"model": decoder_weights(classes=10), "args": order_to_touch(tmp_path / "ran")}
         torch.save(payload, gpt, _use_new_zipfile_serialization=zipped)
         with pytest.raises(
             zipar.ZipARError, match=r"gpt\.pt was not opened, for it wants to run \S+: get the published"

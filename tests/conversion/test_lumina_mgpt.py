@@ -16,13 +16,6 @@ def sources(lumina_files, tmp_path):
     return shutil.copytree(lumina_files("7b"), tmp_path / "published")
 
 
-@pytest.fixture
-def out(tmp_path):
-    """A place for the result; nothing else may appear beside it."""
-    yield tmp_path / "parent" / "out"
-    assert {path.name for path in (tmp_path / "parent").glob("*")} <= {"out"}
-
-
 def published(lumina):
     return {name: tensor for file in lumina.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
@@ -84,23 +77,9 @@ def test_files_of_a_conversion_are_whole_and_as_the_umask_has_them(lumina_files,
     check_written(lambda out: convert(sources / "lumina", sources / "vqgan.ckpt", out, image_size=96))
 
 
-class Touch:
-    """Pickles as an order to make a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return type(self.path).touch, (self.path,)
-
-
+@pytest.mark.usefixtures("nothing_is_written")
 class TestConversionOf:
     """Everything that is not what it should be: one clear error, and nothing written."""
-
-    @pytest.fixture(autouse=True)
-    def _nothing_is_written(self, out):
-        yield
-        assert not out.parent.exists()
 
     @pytest.fixture
     def fails(self, sources, out):
@@ -189,8 +168,8 @@ class TestConversionOf:
         torch.save({"state_dict": kept}, sources / "vqgan.ckpt")
         fails(message)
 
-    def test_a_pickle_that_wants_to_run_code(self, fails, sources, tmp_path):
-        torch.save({"state_dict": {}, "callbacks": Touch(tmp_path / "ran")}, sources / "vqgan.ckpt")
+    def test_a_pickle_that_wants_to_run_code(self, fails, sources, tmp_path, order_to_touch):
+        torch.save({"state_dict": {}, "callbacks": order_to_touch(tmp_path / "ran")}, sources / "vqgan.ckpt")
         fails("vqgan.ckpt was not opened, for it wants to run")
         assert not (tmp_path / "ran").exists()
 
