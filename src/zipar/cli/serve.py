@@ -67,7 +67,7 @@ def serve(
             min=1,
             max=64,
             metavar="NUMBER",
-            help="Held at most: each is for images of one model, size, strategy, top-k and top-p.",
+            help="Held at most: each is for images of one model, size, strategy and filters.",
             rich_help_panel=PANEL,
         ),
     ] = 2,
