@@ -1,6 +1,6 @@
-"""What strategies do to the images of the embedded models, and what they cost: writes docs/quality.md.
+"""What strategies do to the images of models, and what they cost: writes docs/quality.md.
 
-    python benchmarks/quality.py --images 600
+    python benchmarks/quality.py emoji=600 fashion=2000 CIFAR10_DIRECTORY=5000 --real CIFAR10_DIRECTORY=PICTURES
 
 Finished batches and timings stay in ``--output``: a run that was killed goes on where it was, and the document is
 written anew from them in seconds. Give the timings idle cores.
@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ablations import kept
 from decoding import machine
@@ -19,9 +19,11 @@ from studies import SEED, alone, prompts
 from zipar.decoding import names
 from zipar.decoding.strategy import Strategy
 from zipar.evaluation import plots, tables
+from zipar.evaluation.efficientnet import EfficientNet
 from zipar.evaluation.fid import Moments, kept_features
+from zipar.evaluation.images import folder_features
 from zipar.evaluation.judge import Judge
-from zipar.evaluation.report import Estimate, Graders, Reference, Report, evaluate
+from zipar.evaluation.report import FLOOR, Estimate, Graders, Reference, Report, evaluate
 from zipar.evaluation.samples import Study, stamp
 from zipar.models import auto
 from zipar.pipeline import Pipeline
@@ -33,14 +35,26 @@ QUALITY = ["fid_ratio", "precision", "recall"]
 Row = Mapping[str, Any]
 
 
-def studied(name: str, args: argparse.Namespace) -> tuple[Study, Report, dict[str, Any]]:
-    """A model's study, its report, and seconds of images made one at a time."""
-    directory = auto.find(name)
+class Studied(NamedTuple):
+    """What was found about a model."""
+
+    study: Study
+    report: Report
+    seconds: dict[str, Any]
+    """Of images made one at a time."""
+    independent: Report | None
+    """By a network that has nothing to do with the model, where real pictures are at hand."""
+
+
+def studied(place: str, images: int, args: argparse.Namespace) -> Studied:
+    """All about one model."""
+    directory = auto.find(place)
+    name = directory.name
     model = auto.load(directory, device="cpu")
     study = Study(
         model=model,
         stamp=stamp(directory),
-        prompts=prompts(args.images) if name == "emoji" else model.examples(args.images),
+        prompts=prompts(images) if name == "emoji" else model.examples(images),
         sampling=model.defaults,
         grid=model.grid(*model.image_size),
         seed=SEED,
@@ -52,10 +66,21 @@ def studied(name: str, args: argparse.Namespace) -> tuple[Study, Report, dict[st
     judge, path = Judge.load(shipped), shipped / "reference.safetensors"
     reference = Reference(judge.features, Moments.load(path), 1000, real=kept_features(path))
     times = kept(args.output / f"{name}.json", lambda: timed(study, strategies, args.timed))
-    report = evaluate(
-        study, strategies, Graders(judge, reference), 12, lambda each, made: print(name, names.name(each), made)
-    )
-    return study, report, times
+
+    def told(each: Strategy, made: int) -> None:
+        print(name, names.name(each), made, flush=True)
+
+    report = evaluate(study, strategies, Graders(judge, reference), 12, told, floor=True)
+    return Studied(study, report, times, independent(study, strategies, args.real.get(place)))
+
+
+def independent(study: Study, strategies: Sequence[Strategy], pictures: str | None) -> Report | None:
+    """The report on the features of EfficientNet-Lite0."""
+    if pictures is None:
+        return None
+    network = EfficientNet().features
+    real = folder_features(Path(pictures), network)
+    return evaluate(study, strategies, Graders(reference=Reference(network, Moments.of(real), 100, real)), floor=True)
 
 
 def timed(study: Study, strategies: Sequence[Strategy], images: int) -> dict[str, Any]:
@@ -100,50 +125,60 @@ def _shown(found: Estimate, form: str) -> str:
     return f"{form.format(found.value)} [{form.format(found.low)}, {form.format(found.high)}]"
 
 
-def section(name: str, study: Study, report: Report, times: Mapping[str, Any]) -> str:
+def section(name: str, found: Studied) -> str:
     """The tables of one model."""
-    base = times["seconds"]["raster"]
+    study, report, times, independent = found
+    taken = {**times["seconds"], FLOOR: times["seconds"]["raster"]}
     rows = [
-        {**row, "seconds": (seconds := times["seconds"][row["strategy"]]), "speedup": base / seconds}
+        {**row, "seconds": (seconds := taken[row["strategy"]]), "speedup": taken["raster"] / seconds}
         for row in report.rows
     ]
     asked, accuracies = study.sampling, list(rows[0]["accuracy"])
     accuracies = accuracies[:-1] if len(accuracies) == 2 else accuracies  # of one attribute, all is the same
     held = [column for column in QUALITY if column in rows[-1]]
     right = [*(f"accuracy.{each}" for each in accuracies), f"accuracy_difference.{accuracies[-1]}"]
-    return "\n\n".join(
-        [
-            f"## {name}",
-            f"Guidance {asked.guidance_scale:g}, temperature {asked.temperature:g}; seconds of single images on "
-            f"{times['machine']}.",
-            tables.markdown(rows, COST),
-            tables.markdown(rows, ["strategy", *held, *right]),
-            f"![The first twelve prompts, a row a strategy](quality-{name}.png)\n",
+    parts = [
+        f"## {name}",
+        f"{len(study.prompts):,} images a strategy; guidance {asked.guidance_scale:g}, temperature "
+        f"{asked.temperature:g}; seconds of single images on {times['machine']}.",
+        tables.markdown(rows, COST),
+        tables.markdown(rows, ["strategy", *held, *right]),
+    ]
+    if independent:
+        parts += [
+            "By the features of EfficientNet-Lite0, a network that nothing here was trained with:",
+            tables.markdown(independent.rows, ["strategy", "fid", *QUALITY]),
         ]
-    )
+    return "\n\n".join([*parts, f"![The first twelve prompts, a row a strategy](quality-{name}.png)\n"])
+
+
+def pair(text: str) -> tuple[str, str]:
+    """The two sides of ``MODEL=IMAGES``."""
+    place, _, value = text.rpartition("=")
+    return place, value
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["emoji", "fashion"])
-    parser.add_argument("--images", type=int, default=600)
+    parser.add_argument("models", nargs="*", type=pair, default=[("emoji", "600"), ("fashion", "2000")])
+    parser.add_argument("--real", metavar="MODEL=FOLDER", nargs="+", type=pair, default=[], help="held-out pictures")
     parser.add_argument("--batch-size", type=int, default=25)
     parser.add_argument("--timed", type=int, default=8, help="images that are timed, one at a time")
     parser.add_argument("--strategies", nargs="+", default=STRATEGIES)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/quality"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     args = parser.parse_args()
-    found = {name: studied(name, args) for name in args.models}
+    args.real = dict(args.real)
+    found = {auto.find(place).name: studied(place, int(images), args) for place, images in args.models}
     args.docs.mkdir(exist_ok=True)
-    for name, (study, report, _) in found.items():
+    for name, (study, report, *_) in found.items():
         titles = [row["strategy"] for row in report.rows]
         plots.save_sheet(titles, report.pictures, study.prompts, args.docs / f"quality-{name}.png")
     text = (Path(__file__).parent / "quality.md").read_text(encoding="utf-8")
     filled = text.format(
-        images=args.images,
         default=DEFAULT,
-        verdict="\n".join(verdict(name, report.rows) for name, (_, report, _) in found.items()),
-        sections="\n".join(section(name, *each) for name, each in found.items()),
+        verdict="\n".join(verdict(name, report.rows) for name, (_, report, *_) in found.items()),
+        sections="\n".join(section(name, each) for name, each in found.items()),
     )
     (args.docs / "quality.md").write_text(filled, encoding="utf-8")
 

@@ -1,7 +1,7 @@
 """What strategies cost and what came of them, measured over the same prompts and seeds."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ _FIGURES = (
     *("forward_passes", "slots_evaluated", "rejections", "seconds"),
 )
 """What is taken of a batch: a number an image."""
+FLOOR = "raster, other seeds"
 
 
 class Estimate(NamedTuple):
@@ -88,12 +89,16 @@ def evaluate(
     graders: Graders,
     pictures: int = 12,
     callback: Callable[[Strategy, int], None] = lambda strategy, images: None,
+    floor: bool = False,
 ) -> Report:
     """Make the images of all strategies, or take them from where an earlier run left them, and measure them.
 
-    Args: those of ``Comparison``, and strategies in any order.
+    Args: those of ``Comparison``, strategies in any order, and
+        floor: measure raster decoding from other seeds too (``Comparison.measure_floor``).
     """
     comparison = Comparison(study, graders, pictures, callback)
+    if floor:
+        comparison.measure_floor()
     for strategy in strategies:
         comparison.measure(strategy)
     return comparison.report
@@ -133,21 +138,30 @@ class Comparison:
         """
         strategy = names.strategy_of(strategy)
         if strategy not in self._rows:
-            found = self._collect(strategy)
+            found = self._collect(strategy, self.study)
             self._base = self._base or found
-            self._rows[strategy] = {"strategy": names.name(strategy), **_row(found, self._base)}
-            self.report.rows.append(self._rows[strategy])
-            self.report.pictures.append(found["images"])
+            self._rows[strategy] = self._add(names.name(strategy), found)
         return self._rows[strategy]
 
-    def _collect(self, strategy: Strategy) -> dict[str, Any]:
+    def measure_floor(self) -> dict[str, Any]:
+        """The row of raster decoding from other seeds, ``FLOOR``: how far from raster's chance alone leads."""
+        study = replace(self.study, seed=self.study.seed + len(self.study.prompts))
+        return self._add(FLOOR, self._collect(Raster(), study))
+
+    def _add(self, title: str, found: dict[str, Any]) -> dict[str, Any]:
+        row = {"strategy": title, **_row(found, self._base)}
+        self.report.rows.append(row)
+        self.report.pictures.append(found["images"])
+        return row
+
+    def _collect(self, strategy: Strategy, study: Study) -> dict[str, Any]:
         """Figures (images,) of every image, the first images, and what the graders say of all."""
         graders = self.graders
         arrays: dict[str, list[np.ndarray]] = {}
         seen: dict[str, list[str]] = {}
         features: list[Tensor] = []
         done = 0
-        for batch in self.study.batches(strategy):
+        for batch in study.batches(strategy):
             for name in _FIGURES:
                 arrays.setdefault(name, []).append(getattr(batch, name))
             arrays.setdefault("images", []).append(batch.images[: max(self.pictures - done, 0)])
@@ -157,7 +171,7 @@ class Comparison:
             if graders.reference:
                 features.append(graders.reference.features(batch.images).cpu())
             if graders.clip:
-                scores = graders.clip(batch.images, self.study.prompts[done : done + len(batch)])
+                scores = graders.clip(batch.images, study.prompts[done : done + len(batch)])
                 arrays.setdefault("clip", []).append(scores.double().cpu().numpy())
             done += len(batch)
             self.callback(strategy, len(batch))
