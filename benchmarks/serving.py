@@ -1,6 +1,6 @@
 """What the server makes of the load that it is offered: writes the last section of docs/serving.md.
 
-    python benchmarks/serving.py --requests 200
+    python benchmarks/serving.py --seconds 60
 
 Requests for single images arrive at random (Poisson), whether or not earlier ones are answered, at shares of the rate
 at which the pipeline makes full batches. Three servers get the same arrivals: ours, one that makes an image after the
@@ -25,6 +25,7 @@ from typing import Any
 import httpx2
 import openai
 
+import overload
 import zipar
 from ablations import kept
 from decoding import machine
@@ -37,8 +38,10 @@ from zipar.serving.scheduler import Scheduler
 from zipar.serving.served import Served
 
 ENGINES = {"ours": "continuous batching", "one": "one image at a time", "queued": "a batch of what has queued"}
-LOADS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.5)
+LOADS = (0.1, 0.5, 0.9, 1.5)
 """Shares of the offline rate. The first is light load, the last one saturates."""
+FEWEST = 24
+"""Requests of a load, however light."""
 MARK = "<!-- written by benchmarks/serving.py -->\n"
 Figures = dict[str, Any]
 
@@ -154,7 +157,8 @@ def measured(engine: str, rates: Sequence[float], prompts: Sequence[str], args: 
     found = []
     with running(engine, args) as port:
         for rate in rates:
-            found.append(asyncio.run(offered(port, rate, args.requests, prompts)))
+            count = max(FEWEST, round(rate * args.seconds))
+            found.append(asyncio.run(offered(port, rate, count, prompts)))
             print(f"{engine}, {rate:.2f} images a second offered: {found[-1]['rate']:.2f} made", flush=True)
     return found
 
@@ -179,7 +183,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="emoji")
     parser.add_argument("--strategy", help="such as zipar:4; the pipeline's own unless told otherwise")
     parser.add_argument("--rows", type=int, default=8, help="images of a lane, and of a batch")
-    parser.add_argument("--requests", type=int, default=200, help="of each load")
+    parser.add_argument("--seconds", type=float, default=60, help="of arrivals, at each load")
+    parser.add_argument("--clients", type=int, default=200, help="that are too many")
+    parser.add_argument("--siege", type=float, default=120, help="seconds of too many")
     parser.add_argument("--loads", type=float, nargs="+", default=LOADS)
     parser.add_argument("--batches", type=int, default=5, help="timed offline")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/serving"))
@@ -197,16 +203,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return {"loads": measured(engine, rates, prompts, args)}
 
     found = {engine: kept(args.output / f"{engine}.json", partial(load, engine))["loads"] for engine in ENGINES}
+    siege = kept(args.output / "siege.json", lambda: overload.measure(args.model, args.clients, args.siege))
     text = (Path(__file__).parent / "serving.md").read_text(encoding="utf-8")
     filled = text.format(
         model=args.model,
         strategy=names.name(pipe.strategy),
         rows=args.rows,
-        requests=args.requests,
+        seconds=f"{args.seconds:g}",
+        fewest=FEWEST,
         machine=base["machine"],
         single=f"{base['single']:.2f}",
         rate=f"{base['rate']:.2f}",
         loads=table(args.loads, found, base),
+        siege=overload.sentence(siege),
         light=f"{statistics.median(found['ours'][0]['seconds']) / base['single'] - 1:+.0%}",
         saturated=f"{found['ours'][-1]['rate'] / base['rate']:.2f}",
     )
