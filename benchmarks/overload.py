@@ -100,8 +100,8 @@ def sentence(found: dict[str, Any]) -> str:
     return (
         f"{found['clients']} clients for {found['time']:.0f} s, with 8 images a lane and 32 in the queue: "
         f"{found['answered']:,} images, after {found['median']:.1f} s at the median; {found['refused']:,} times "
-        f"503 with `Retry-After`; other answers: {others}. The process held {first} MiB after a quarter of that time, {most} at "
-        f"most from then on and {last} in the end. Told to end, it did so with exit code {found['ended']}."
+        f"503 with `Retry-After`; other answers: {others}. The process held {first} MiB after a quarter of that time, "
+        f"{most} at most from then on and {last} in the end. Told to end, it did so with exit code {found['ended']}."
     )
 
 
