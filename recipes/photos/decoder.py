@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import training
 from photos import recipe
 from photos.pictures import Pictures
-from photos.recipe import GRID, Recipe
+from photos.recipe import Recipe
 from zipar.models.llamagen import LlamaGenConfig, Transformer, prefix_rotary, rotary_2d
 
 CLASS_DROPOUT = 0.1  # how often the class is left out, for classifier-free guidance
@@ -23,7 +23,7 @@ def config(made: Recipe, classes: int) -> LlamaGenConfig:
         dim=made.dim,
         vocab_size=made.vocabulary,
         classes=classes,
-        grid_side=GRID,
+        grid_side=made.grid,
         multiple_of=32,
     )
 
@@ -35,8 +35,10 @@ class ClassToImage(nn.Module):
         super().__init__()
         self.decoder = Transformer(shape)
         training.initialise(self.decoder)
-        length = GRID * GRID
-        rotary = torch.cat([prefix_rotary(shape, 1), rotary_2d(GRID, shape.head_dim, shape.rope_base)])[:length]
+        length = shape.grid_side**2
+        rotary = torch.cat([prefix_rotary(shape, 1), rotary_2d(shape.grid_side, shape.head_dim, shape.rope_base)])[
+            :length
+        ]
         self.register_buffer("rotary", rotary[None], persistent=False)
         mask = torch.full((length, length), float("-inf")).triu(1)
         self.register_buffer("mask", mask[None, None], persistent=False)

@@ -7,7 +7,7 @@ from torch import Tensor
 import training
 from photos import recipe
 from photos.pictures import Pictures
-from photos.recipe import GRID, Recipe
+from photos.recipe import Recipe
 from zipar.image_tokenizers.vq import VQConfig, VQModel
 
 SHARPNESS = 8.0  # of the encoder's choice between codes, which are unit vectors
@@ -43,7 +43,7 @@ def main() -> None:
     def loss_of(step: int) -> Tensor:
         chosen = training.batch_rng(args.seed, step).integers(len(pictures.labels), size=args.batch)
         pixels = training.to_pixels(list(pictures.images[chosen]))
-        tokens = held["train"][chosen].long().unflatten(1, (GRID, GRID))
+        tokens = held["train"][chosen].long().unflatten(1, (made.grid, made.grid))
         error = model.decode(tokens) - pixels
         named = torch.einsum("bdhw,nd->bnhw", model.latents(pixels), model.quantize.codes) * SHARPNESS
         return error.abs().mean() + error.square().mean() + F.cross_entropy(named, tokens) / 10
@@ -53,7 +53,7 @@ def main() -> None:
     torch.save(model.state_dict(), build / "image_tokenizer_final.pt")
     with torch.inference_mode():
         test = Pictures.load(build, "test").images[:500]
-        pixels, tokens = training.to_pixels(list(test)), held["test"][:500].long().unflatten(1, (GRID, GRID))
+        pixels, tokens = training.to_pixels(list(test)), held["test"][:500].long().unflatten(1, (made.grid, made.grid))
         error = (model.decode(tokens).clamp(-1, 1) - pixels).square().mean()
         right = (model.encode(pixels) == tokens).float().mean()
     print(

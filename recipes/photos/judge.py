@@ -11,7 +11,6 @@ import training
 from photos import recipe
 from photos.image_tokenizer import untrained
 from photos.pictures import Pictures
-from photos.recipe import GRID, SIDE
 from zipar.evaluation.fid import Moments, frechet_distance
 from zipar.evaluation.judge import Judge, JudgeConfig
 
@@ -32,9 +31,9 @@ def main() -> None:
 
     @torch.inference_mode()
     def restored(tokens: Tensor) -> Tensor:
-        return image_tokenizer.decode(tokens.long().unflatten(1, (GRID, GRID)))
+        return image_tokenizer.decode(tokens.long().unflatten(1, (made.grid, made.grid)))
 
-    judge = Judge(JudgeConfig({"class": pictures.classes}, SIDE, made.judge))
+    judge = Judge(JudgeConfig({"class": pictures.classes}, made.side, made.judge))
 
     def loss_of(step: int) -> Tensor:
         rng = training.batch_rng(args.seed, step)
@@ -45,7 +44,7 @@ def main() -> None:
         if made.flips:
             pixels = torch.where(torch.from_numpy(rng.random((args.batch, 1, 1, 1)) < 0.5), pixels.flip(-1), pixels)
         down, right = rng.integers(2 * SHIFT + 1, size=2)
-        pixels = F.pad(pixels, (SHIFT,) * 4, mode="replicate")[:, :, down : down + SIDE, right : right + SIDE]
+        pixels = F.pad(pixels, (SHIFT,) * 4, mode="replicate")[:, :, down : down + made.side, right : right + made.side]
         logits = judge.logits(judge(pixels))["class"]
         return F.cross_entropy(logits, torch.from_numpy(pictures.labels[chosen]), label_smoothing=0.1)
 

@@ -4,9 +4,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-SIDE = 32  # pixels
 PATCH = 2  # pixels a token is wide
-GRID = SIDE // PATCH
 
 
 @dataclass(frozen=True)
@@ -23,6 +21,13 @@ class Recipe:
     """Whether a picture and its mirror image are alike."""
     steps: int
     judge_steps: int
+    side: int = 32
+    """Pixels of a picture."""
+
+    @property
+    def grid(self) -> int:
+        """Tokens of a side."""
+        return self.side // PATCH
 
 
 CIFAR = Recipe(1024, 6, 192, 32, (32, 64, 128), True, 1500, 4000)
@@ -31,6 +36,7 @@ RECIPES = {
     "cifar10-512": Recipe(512, 6, 192, 32, (32, 64, 128), True, 1500, 4000),
     "cifar10-4096": Recipe(4096, 6, 192, 32, (32, 64, 128), True, 1500, 4000),
     "fashion": Recipe(512, 5, 192, 16, (24, 48, 64), False, 1500, 2500),
+    "textures": Recipe(1024, 6, 192, 32, (32, 64, 128), True, 1000, 2000, side=64),
 }
 SEED = 5
 

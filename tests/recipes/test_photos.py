@@ -3,7 +3,9 @@
 import importlib
 import sys
 import tarfile
+from io import BytesIO
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -90,3 +92,27 @@ def test_the_official_archive_is_read(script, tmp_path):
         assert sorted(train["labels"]) == sorted(records[:, 0].tolist() * 2)
         reds = records[records[:, 0] == train["labels"][0]][:, 1 : 1 + 1024].reshape(-1, 32, 32)
         assert any(np.array_equal(train["images"][0, ..., 0], red) for red in reds)
+
+
+def test_parts_of_textures_are_read(script, tmp_path):
+    rng = np.random.default_rng(2)
+    shade = rng.integers(1, 256, 50, dtype=np.uint8)
+    with ZipFile(tmp_path / "0textures.pk3", "w") as archive:
+
+        def add(name, color, size=(64, 80)):
+            held = BytesIO()
+            Image.new("RGB", size, color).save(held, "png")
+            archive.writestr(f"textures/{name}", held.getvalue())
+
+        for i, value in enumerate(shade):
+            add(f"tex_stone/s{i:02}.png", (int(value), 0, 0))
+            add(f"tex_stone/s{i:02}_nm.png", (0, 0, 255))  # no picture
+        add("tex_stone/small.png", (0, 255, 0), (40, 40))
+        add("tex_rare/r.png", (0, 255, 0))
+    script("pictures", tmp_path / "0textures.pk3")
+    for split, held in (("test", shade[9::10]), ("train", np.delete(shade, slice(9, None, 10)))):
+        with np.load(tmp_path / "build" / f"{split}.npz") as found:
+            assert found["classes"].tolist() == ["stone"]
+            assert found["images"].shape == (16 * len(held), 32, 32, 3)
+            assert not found["images"][..., 1:].any()
+            assert set(found["images"][..., 0].flat) == set(held)
