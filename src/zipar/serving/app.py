@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 import zipar
-from zipar.serving import protocol
+from zipar.serving import page, protocol
 from zipar.serving.door import Door
 from zipar.serving.events import Event, Failed, Made, Partial
 from zipar.serving.protocol import APIError
@@ -84,7 +84,9 @@ def application(scheduler: "Scheduler", *, api_key: str | None = None, allowed_o
         app.post(path, openapi_extra={"requestBody": body}, name="images")(generate)
 
     def described(name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": started, "owned_by": "zipar"}
+        own = scheduler.names[name]
+        fields = {"id": name, "object": "model", "created": started, "owned_by": "zipar", "root": own}
+        return fields | (scheduler.models[own].about() if name == own else {})
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -95,6 +97,9 @@ def application(scheduler: "Scheduler", *, api_key: str | None = None, allowed_o
         if name not in scheduler.names:
             raise protocol.not_served(name, scheduler.names)
         return described(name)
+
+    for path in page.FILES:
+        app.get(path, include_in_schema=False)(page.answer)
 
     @app.get("/health")
     async def health() -> Response:
@@ -138,6 +143,7 @@ async def _told(job: "Job", events: "asyncio.Queue[Event]", succeeded: Any) -> A
         match event:
             case Partial():
                 yield protocol.partial_image(job.asked, job.size, event)
+                job.read(event)
             case Made():
                 left -= 1
                 if not left:

@@ -9,6 +9,10 @@ class Begun(NamedTuple):
     """An image has left the queue: what could be refused would have been by now."""
 
 
+Rows: TypeAlias = list[list[int]]
+"""A number of each token, as they lie in the image."""
+
+
 class Partial(NamedTuple):
     """An image as far as it has come."""
 
@@ -18,6 +22,8 @@ class Partial(NamedTuple):
     """Which one of its partial images, from 0 on."""
     content: bytes
     """The file."""
+    born: Rows | None = None
+    """If the request asks for a trace, the pass of each token; -1 of those to come."""
 
 
 class Made(NamedTuple):
@@ -27,6 +33,13 @@ class Made(NamedTuple):
     seed: int
     content: bytes
     prompt_tokens: int
+    passes: int
+    """Forward passes, prefill counted."""
+    seconds: float
+    """In a lane."""
+    tokens: Rows | None = None
+    born: Rows | None = None
+    """If the request asks for a trace: codebook indices, and the pass of each, 0 of the prefill's."""
 
 
 class Failed(NamedTuple):

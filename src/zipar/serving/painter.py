@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from zipar.grid import TokenGrid
@@ -66,8 +67,23 @@ def picture(model: VisualModel, grid: TokenGrid, tokens: Tensor, born: Tensor | 
     return Image.fromarray(pixels)
 
 
-def encode(image: Image.Image, form: str, compression: int) -> bytes:
-    """A file of an image; ``compression`` is the quality, 0 to 100, of "jpeg" and "webp", and of no effect on "png"."""
-    buffer = io.BytesIO()
-    image.save(buffer, form, **({} if form == "png" else {"quality": compression}))
+def rows(model: VisualModel, grid: TokenGrid, numbers: Tensor) -> list[list[int]]:
+    """The numbers of an image's tokens, int64 (slots,), as the tokens lie in it."""
+    return model.pick(numbers[None], grid)[0].tolist()
+
+
+def encode(image: Image.Image, form: str, compression: int, text: str | None = None) -> bytes:
+    """A file of an image.
+
+    Args:
+        compression: the quality, 0 to 100, of "jpeg" and "webp"; of no effect on "png".
+        text: ASCII that a "png" carries under the keyword "zipar"; of no effect on others.
+    """
+    buffer, options = io.BytesIO(), {}
+    if form != "png":
+        options["quality"] = compression
+    elif text is not None:
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_text("zipar", text)
+    image.save(buffer, form, **options)
     return buffer.getvalue()

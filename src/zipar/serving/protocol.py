@@ -85,6 +85,7 @@ class ImageRequest(BaseModel):
     background: Annotated[str, _as(choice, ("auto", "opaque"))] = "auto"
     stream: Annotated[bool, _as(flag)] = False
     partial_images: Annotated[int, _as(whole, 0, MOST_PARTIALS)] = 0
+    trace: Annotated[bool, _as(flag)] = False
     seed: Annotated[int | None, _as(whole, 0, LARGEST_SEED)] = None
     negative_prompt: Annotated[str | None, _as(_words)] = None
     strategy: Annotated[str | None, _as(text)] = None
@@ -135,25 +136,35 @@ def answer(asked: ImageRequest, size: str, tokens: int, images: Sequence["Made"]
         tokens: of each image.
         images: in any order.
     """
-    data = [_held(asked, made.content) | {"seed": made.seed} for made in sorted(images)]
+    data = [_held(asked, made.content) | _decoded(made) for made in sorted(images)]
     return {"created": int(time.time()), "data": data, **_form(asked, size), "usage": _usage(tokens, images)}
 
 
 def partial_image(asked: ImageRequest, size: str, partial: "Partial") -> str:
     """The event of a partial image."""
-    fields = {"partial_image_index": partial.number, "image_index": partial.image}
+    fields: dict[str, Any] = {"partial_image_index": partial.number, "image_index": partial.image}
+    if partial.born is not None:
+        fields["born"] = partial.born
     return _event("image_generation.partial_image", asked, size, partial.content, fields)
 
 
 def completed(asked: ImageRequest, size: str, tokens: int, made: "Made") -> str:
     """The event of a finished image; OpenAI's stream one image alone, so they have no ``image_index``."""
-    fields = {"image_index": made.image, "seed": made.seed, "usage": _usage(tokens, [made])}
+    fields = {"image_index": made.image, **_decoded(made), "usage": _usage(tokens, [made])}
     return _event("image_generation.completed", asked, size, made.content, fields)
 
 
 def failed(error: APIError) -> str:
     """The event of an error, after which a stream ends."""
     return f"event: error\ndata: {json.dumps(error.body())}\n\n"
+
+
+def _decoded(made: "Made") -> dict[str, Any]:
+    """What is ours in what is told of an image."""
+    fields: dict[str, Any] = {"seed": made.seed, "passes": made.passes, "seconds": round(made.seconds, 4)}
+    if made.born is not None:
+        fields |= {"tokens": made.tokens, "born": made.born}
+    return fields
 
 
 def _event(kind: str, asked: ImageRequest, size: str, content: bytes, fields: dict[str, Any]) -> str:

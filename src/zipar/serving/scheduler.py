@@ -4,6 +4,7 @@ One thread decodes. It goes round and round: images that are done, or not wanted
 wait come in, in order of arrival; each lane that holds any makes one pass.
 """
 
+import json
 import logging
 import math
 import time
@@ -23,13 +24,15 @@ from zipar.decoding.lane import Finished, Lane
 from zipar.errors import ZipARError
 from zipar.serving.events import Begun, Event, Failed, Made, Partial
 from zipar.serving.metrics import Metrics
-from zipar.serving.painter import Painter, encode, picture
+from zipar.serving.painter import Painter, encode, picture, rows
 from zipar.serving.protocol import APIError, ImageRequest, not_served
 from zipar.serving.served import Order, Served, Style
 
 log = logging.getLogger("zipar.serving")
 LONGEST_WAIT = 60
 """Seconds that a client is told to wait at most before it comes back."""
+SPARING = 5
+"""What traces show takes one second in so many of the painter's time."""
 
 
 class Job:
@@ -37,6 +40,8 @@ class Job:
 
     def __init__(self, asked: ImageRequest, order: Order, tell: Callable[[Event], None]) -> None:
         self.asked, self.order, self.tell, self.cancelled = asked, order, tell, False
+        self.unread: set[int] = set()
+        """Images of which a partial one is on its way: a trace shows them once more when ``read`` is told of it."""
 
     @property
     def model(self) -> str:
@@ -51,6 +56,10 @@ class Job:
         """Of each image."""
         return self.order.style.grid.tokens
 
+    def read(self, partial: Partial) -> None:
+        """The client has taken it."""
+        self.unread.discard(partial.image)
+
     def cancel(self) -> None:
         """Its images leave at the next pass."""
         self.cancelled = True
@@ -61,13 +70,17 @@ class _Image:
     job: Job
     index: int
     arrived: float = field(default_factory=time.perf_counter)
+    came: float = 0.0
     begun: float = 0.0
-    """When it came into a lane."""
+    done: float = 0.0
+    """When it came to a lane, when its prompt was read, and when it left."""
     running: bool = False
     """Whether it is in one."""
     passes: int = 1
     partials: int = 0
     """Partial images of it so far."""
+    next_partial: float = 0.0
+    """When a trace may show it once more."""
     prompt: Tensor | None = None
     """Where its prefix holds tokens, bool (length,): counted by the painter, for whom nobody waits."""
 
@@ -136,6 +149,8 @@ class Scheduler:
         self._drained: Callable[[], None] | None = None
         self._pace = 0.0
         """Seconds an image, of late."""
+        self._showing = 0.0
+        """Seconds that the last partial image took."""
         self._entry: dict[str, int] = {}
         """Bytes of a cache entry, by model."""
         self.metrics.watch(
@@ -263,7 +278,8 @@ class Scheduler:
         """Images leave that are done, or that nobody waits for any more."""
         for finished in pool.lane.retire():
             image = pool.images.pop(finished.ticket)
-            seconds, image.running = time.perf_counter() - image.begun, False
+            image.done, image.running = time.perf_counter(), False
+            seconds = image.done - image.begun
             self.metrics.decode_seconds.labels(image.job.model).observe(seconds)
             self._pace += (seconds / (len(pool.images) + 1) - self._pace) / 8
             pool.expected = finished.forward_passes
@@ -347,7 +363,8 @@ class Scheduler:
         tickets = pool.lane.admit(prefix, orders[0].sampling, seeds)
         now = time.perf_counter()
         for ticket, image, prompt in zip(tickets, images, prefix.valid, strict=False):  # unconditional rows come last
-            pool.images[ticket], image.begun, image.running, image.prompt = image, now, True, prompt
+            pool.images[ticket], image.running, image.prompt = image, True, prompt
+            image.came, image.begun = started, now
             self.metrics.queue_seconds.labels(served.name).observe(started - image.arrived)
             self.metrics.prefill_seconds.labels(served.name).observe(now - started)
             self._tell(image, Begun())
@@ -357,22 +374,37 @@ class Scheduler:
         self.metrics.passes.labels(pool.style.served.name).inc()
         for ticket, image in pool.images.items():
             image.passes += 1
-            asked = image.job.asked
-            wanted = asked.partial_images if asked.stream else 0
-            if image.partials < wanted and image.passes * (wanted + 1) >= pool.expected * (image.partials + 1):
+            if image.job.asked.stream and self._worth_showing(image, pool):
+                image.job.unread.add(image.index)
                 self._paint(self._show, image, *pool.lane.peek(ticket), image.partials)
                 image.partials += 1
+
+    def _worth_showing(self, image: _Image, pool: _Pool) -> bool:
+        """Whether it is time for a partial image: at even distances, or for a trace as often as they are read."""
+        wanted, now = image.job.asked.partial_images, time.perf_counter()
+        if not image.job.asked.trace:
+            return image.partials < wanted and image.passes * (wanted + 1) >= pool.expected * (image.partials + 1)
+        if image.index in image.job.unread or now < image.next_partial:
+            return False
+        image.next_partial = now + SPARING * self._showing * len(pool.images)
+        return True
 
     def _paint(self, work: Callable[..., None], image: _Image, *arguments: Any) -> None:
         self._painter.put(work, image.job.order.style.served.model.device, image, *arguments)
 
     def _show(self, image: _Image, tokens: Tensor, born: Tensor, number: int) -> None:
         """The painter's: a partial image."""
-        if not image.job.cancelled:
-            try:
-                self._tell(image, Partial(image.index, number, self._file(image, tokens, born)))
-            except Exception:  # the image itself may still come
-                log.exception("a partial image failed")
+        if image.job.cancelled:
+            return
+        started, style = time.perf_counter(), image.job.order.style
+        try:
+            came = born.where(born > 0, -1)
+            came[style.grid.first] = 0
+            passes = rows(style.served.model, style.grid, came) if image.job.asked.trace else None
+            self._tell(image, Partial(image.index, number, self._file(image, tokens, born), passes))
+        except Exception:  # the image itself may still come
+            log.exception("a partial image failed")
+        self._showing = time.perf_counter() - started
 
     def _finish(self, image: _Image, tokens: Tensor, finished: Finished) -> None:
         """The painter's: an image."""
@@ -383,7 +415,16 @@ class Scheduler:
             if not finished.finite:
                 raise no_numbers(style.served.model.dtype)
             assert image.prompt is not None
-            made = Made(image.index, job.order.seeds[image.index], self._file(image, tokens), int(image.prompt.sum()))
+            made = Made(
+                *(image.index, job.order.seeds[image.index], self._file(image, tokens), int(image.prompt.sum())),
+                passes=finished.forward_passes,
+                seconds=image.done - image.came,
+            )
+            if job.asked.trace:
+                model, grid = style.served.model, style.grid
+                made = made._replace(
+                    tokens=rows(model, grid, model.codes(tokens)), born=rows(model, grid, finished.born)
+                )
         except Exception as error:
             return self._fail(image, error)
         self.metrics.images.labels(job.model).inc()
@@ -393,7 +434,8 @@ class Scheduler:
     def _file(self, image: _Image, tokens: Tensor, born: Tensor | None = None) -> bytes:
         style, asked = image.job.order.style, image.job.asked
         drawn = picture(style.served.model, style.grid, tokens, born)
-        return encode(drawn, asked.output_format, asked.output_compression)
+        settings = json.dumps(image.job.order.settings(image.index)) if born is None else None
+        return encode(drawn, asked.output_format, asked.output_compression, settings)
 
     def _fail(self, image: _Image, error: Exception) -> None:
         """Tell the request why; its other images are not wanted then."""

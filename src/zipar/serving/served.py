@@ -1,19 +1,23 @@
 """A model that is served: what requests may ask of it, and what its images need."""
 
+import functools
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from zipar.arguments import shown
-from zipar.decoding.names import strategy_of
+from zipar.decoding import names
 from zipar.decoding.sampling import Sampling
-from zipar.decoding.strategy import Strategy
+from zipar.decoding.strategy import StaticStrategy, Strategy
 from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
 from zipar.models.base import VideoModel, VisualModel
 from zipar.pipeline import Pipeline
-from zipar.serving.protocol import ImageRequest
+from zipar.serving.protocol import APIError, ImageRequest
+
+TRIED = ("raster", "zipar:4", "zipar:8", "jacobi:16")
+"""Strategies that are named to those who ask what there is, after the one that is as by default."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,15 +47,48 @@ class Served:
         }
         return cls(name, pipe, grids, longest_prompt)
 
+    @functools.cached_property
+    def takes_negative_prompts(self) -> bool:
+        if not self.model.defaults.guided:
+            return False
+        prompts = self.model.examples(1)
+        try:
+            self.model.prefix(prompts, prompts, True, next(iter(self.sizes.values())))
+        except ZipARError:
+            return False
+        return True
+
     @property
     def model(self) -> VisualModel:
         return self.pipe.model
+
+    def about(self) -> dict[str, Any]:
+        """What those may know who write requests: the sizes, what is as by default, strategies to try, prompts."""
+        model, grid = self.model, next(iter(self.sizes.values()))
+        vocabulary = model.vocabulary
+        strategies = dict.fromkeys((self.pipe.strategy, *map(names.parse, TRIED)))
+        return {
+            "sizes": list(self.sizes),
+            "defaults": asdict(model.defaults),
+            "negative_prompt": self.takes_negative_prompts,
+            "strategies": [
+                {
+                    "name": names.name(strategy),
+                    "title": names.title(strategy),
+                    "passes": strategy.passes(grid) if isinstance(strategy, StaticStrategy) else None,
+                }
+                for strategy in strategies
+            ],
+            "examples": model.examples(4),
+            "words": {} if vocabulary is None else {k: list(v.values()) for k, v in vocabulary.attributes.items()},
+        }
 
     def order(self, asked: ImageRequest) -> "Order":
         """What a request comes to.
 
         Raises:
             ZipARError: the model cannot honour it.
+            APIError: it does not know the prompt.
         """
         size = next(iter(self.sizes)) if asked.size == "auto" else asked.size
         if size not in self.sizes:
@@ -62,9 +99,12 @@ class Served:
         negative = asked.negative_prompt if (asked.negative_prompt or "").strip() else None
         if negative is not None and not sampling.guided:
             raise ZipARError("negative_prompt does nothing at guidance scale 1: raise guidance_scale or leave it out")
-        strategy = self.pipe.strategy if asked.strategy is None else strategy_of(asked.strategy)
+        strategy = self.pipe.strategy if asked.strategy is None else names.strategy_of(asked.strategy)
         if self.model.vocabulary is not None:
-            self.model.vocabulary.check(asked.prompt)
+            try:
+                self.model.vocabulary.check(asked.prompt)
+            except ZipARError as error:
+                raise APIError(400, str(error), param="prompt") from error
         shared = replace(sampling, guidance_scale=2.0 if sampling.guided else 1.0, temperature=1.0)
         seed = secrets.randbelow(2**32) if asked.seed is None else asked.seed
         return Order(
@@ -98,3 +138,15 @@ class Order:
     sampling: Sampling
     seeds: list[int]
     size: str
+
+    def settings(self, image: int) -> dict[str, Any]:
+        """The fields of a request for one of its images alone."""
+        fields = {
+            "model": self.style.served.name,
+            "prompt": self.prompt,
+            "negative_prompt": self.negative,
+            "size": self.size,
+            "strategy": names.name(self.style.strategy),
+            "seed": self.seeds[image],
+        }
+        return {name: value for name, value in fields.items() if value is not None} | asdict(self.sampling)
