@@ -52,7 +52,7 @@ def serving(scheduling):
     """A server in a thread: with serving(api_key="x") as server: server.ask("GET", "/health")."""
 
     @contextmanager
-    def run(api_key=None, allowed_origins=(), **options):
+    def run(api_key=None, allowed_origins=(), scheduling=scheduling, **options):
         taken = bind("127.0.0.1", 0)
         with scheduling(**options) as scheduler:
             app = application(scheduler, api_key=api_key, allowed_origins=allowed_origins)

@@ -17,6 +17,7 @@ MOST = {
     "output_format": "use 'png' or 'jpeg' or 'webp'",
     "background": "use 'auto' or 'opaque'",
     "stream": "use True or False",
+    "trace": "use True or False",
     "size": "use",
     "seed": "use",
     "prompt": "use",
@@ -104,6 +105,8 @@ def test_what_is_left_out_or_null(server):
 def test_prompts_that_a_model_does_not_know(server):
     error = check(server.ask("POST", PATH, {"prompt": "shurt", "model": "clothes"}))
     assert "did you mean" in error["message"]
+    assert error["param"] == "prompt"
+    assert check(server.ask("POST", PATH, {"prompt": "a fox", "strategy": "zipar:0"}))["param"] == "strategy"
     error = check(server.ask("POST", PATH, {"prompt": "a fox", "negative_prompt": "rain"}))
     assert error["message"].startswith("negative_prompt does nothing at guidance scale 1")
     error = check(server.ask("POST", PATH, {"prompt": "fox " * 1001}))

@@ -83,10 +83,11 @@ def application(scheduler: "Scheduler", *, api_key: str | None = None, allowed_o
     for path in IMAGES:
         app.post(path, openapi_extra={"requestBody": body}, name="images")(generate)
 
+    about = {name: served.about() for name, served in scheduler.models.items()}
+
     def described(name: str) -> dict[str, Any]:
-        own = scheduler.names[name]
-        fields = {"id": name, "object": "model", "created": started, "owned_by": "zipar", "root": own}
-        return fields | (scheduler.models[own].about() if name == own else {})
+        fields = {"id": name, "object": "model", "created": started, "owned_by": "zipar"}
+        return fields | {"root": scheduler.names[name]} | about.get(name, {})
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:

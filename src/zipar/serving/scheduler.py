@@ -31,8 +31,8 @@ from zipar.serving.served import Order, Served, Style
 log = logging.getLogger("zipar.serving")
 LONGEST_WAIT = 60
 """Seconds that a client is told to wait at most before it comes back."""
-SPARING = 5
-"""What traces show takes one second in so many of the painter's time."""
+SPARING = 3
+"""The decoder works for so many seconds before it lets the painter work for one on what traces show."""
 
 
 class Job:
@@ -80,7 +80,7 @@ class _Image:
     partials: int = 0
     """Partial images of it so far."""
     next_partial: float = 0.0
-    """When a trace may show it once more."""
+    """When a trace may show it once more, by the engine's own time."""
     prompt: Tensor | None = None
     """Where its prefix holds tokens, bool (length,): counted by the painter, for whom nobody waits."""
 
@@ -150,7 +150,7 @@ class Scheduler:
         self._pace = 0.0
         """Seconds an image, of late."""
         self._showing = 0.0
-        """Seconds that the last partial image took."""
+        """Seconds that the painter worked on the last partial image."""
         self._entry: dict[str, int] = {}
         """Bytes of a cache entry, by model."""
         self.metrics.watch(
@@ -381,9 +381,10 @@ class Scheduler:
 
     def _worth_showing(self, image: _Image, pool: _Pool) -> bool:
         """Whether it is time for a partial image: at even distances, or for a trace as often as they are read."""
-        wanted, now = image.job.asked.partial_images, time.perf_counter()
+        wanted = image.job.asked.partial_images
         if not image.job.asked.trace:
             return image.partials < wanted and image.passes * (wanted + 1) >= pool.expected * (image.partials + 1)
+        now = time.thread_time()  # under load this thread waits as the painter does
         if image.index in image.job.unread or now < image.next_partial:
             return False
         image.next_partial = now + SPARING * self._showing * len(pool.images)
@@ -396,7 +397,7 @@ class Scheduler:
         """The painter's: a partial image."""
         if image.job.cancelled:
             return
-        started, style = time.perf_counter(), image.job.order.style
+        started, style = time.thread_time(), image.job.order.style
         try:
             came = born.where(born > 0, -1)
             came[style.grid.first] = 0
@@ -404,7 +405,7 @@ class Scheduler:
             self._tell(image, Partial(image.index, number, self._file(image, tokens, born), passes))
         except Exception:  # the image itself may still come
             log.exception("a partial image failed")
-        self._showing = time.perf_counter() - started
+        self._showing = time.thread_time() - started
 
     def _finish(self, image: _Image, tokens: Tensor, finished: Finished) -> None:
         """The painter's: an image."""

@@ -1,15 +1,15 @@
 """A model that is served: what requests may ask of it, and what its images need."""
 
-import functools
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from zipar.arguments import shown
 from zipar.decoding import names
 from zipar.decoding.sampling import Sampling
-from zipar.decoding.strategy import StaticStrategy, Strategy
+from zipar.decoding.strategy import Strategy
 from zipar.errors import ZipARError
 from zipar.grid import TokenGrid
 from zipar.models.base import VideoModel, VisualModel
@@ -47,10 +47,7 @@ class Served:
         }
         return cls(name, pipe, grids, longest_prompt)
 
-    @functools.cached_property
-    def takes_negative_prompts(self) -> bool:
-        if not self.model.defaults.guided:
-            return False
+    def _takes_negative_prompts(self) -> bool:
         prompts = self.model.examples(1)
         try:
             self.model.prefix(prompts, prompts, True, next(iter(self.sizes.values())))
@@ -70,12 +67,12 @@ class Served:
         return {
             "sizes": list(self.sizes),
             "defaults": asdict(model.defaults),
-            "negative_prompt": self.takes_negative_prompts,
+            "negative_prompt": self._takes_negative_prompts(),
             "strategies": [
                 {
                     "name": names.name(strategy),
                     "title": names.title(strategy),
-                    "passes": strategy.passes(grid) if isinstance(strategy, StaticStrategy) else None,
+                    "passes": most if (most := strategy.passes(grid)) == strategy.fewest_passes(grid) else None,
                 }
                 for strategy in strategies
             ],
@@ -87,8 +84,7 @@ class Served:
         """What a request comes to.
 
         Raises:
-            ZipARError: the model cannot honour it.
-            APIError: it does not know the prompt.
+            ZipARError, APIError: the model cannot honour it.
         """
         size = next(iter(self.sizes)) if asked.size == "auto" else asked.size
         if size not in self.sizes:
@@ -99,12 +95,11 @@ class Served:
         negative = asked.negative_prompt if (asked.negative_prompt or "").strip() else None
         if negative is not None and not sampling.guided:
             raise ZipARError("negative_prompt does nothing at guidance scale 1: raise guidance_scale or leave it out")
-        strategy = self.pipe.strategy if asked.strategy is None else names.strategy_of(asked.strategy)
-        if self.model.vocabulary is not None:
-            try:
+        with _over("strategy"):
+            strategy = self.pipe.strategy if asked.strategy is None else names.strategy_of(asked.strategy)
+        with _over("prompt"):
+            if self.model.vocabulary is not None:
                 self.model.vocabulary.check(asked.prompt)
-            except ZipARError as error:
-                raise APIError(400, str(error), param="prompt") from error
         shared = replace(sampling, guidance_scale=2.0 if sampling.guided else 1.0, temperature=1.0)
         seed = secrets.randbelow(2**32) if asked.seed is None else asked.seed
         return Order(
@@ -115,6 +110,15 @@ class Served:
             seeds=[seed + i for i in range(asked.n)],
             size=size,
         )
+
+
+@contextmanager
+def _over(field: str) -> Iterator[None]:
+    """Errors are about a field, whatever their words begin with."""
+    try:
+        yield
+    except ZipARError as error:
+        raise APIError(400, str(error), param=field) from error
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,7 @@ function stage(pictures, side) {
   cancelAnimationFrame(playing);
   shown.forEach(({ link }) => URL.revokeObjectURL(link.href));
   [shown, columns] = [pictures, side];
-  $("pictures").dataset.columns = side > 1 ? side : Math.min(pictures.length, 3) || 1;
+  $("stage").dataset.columns = side > 1 ? side : Math.min(pictures.length, 3) || 1;
   $("pictures").replaceChildren(...(pictures.length ? pictures.map((each) => each.element) : [blank()]));
   for (const id of ["replay", "verdict", "share"]) $(id).hidden = true;
   document.querySelector("[name=view]").checked = true;
@@ -194,7 +194,8 @@ function stage(pictures, side) {
 
 // All are done: they can be gone through pass by pass.
 function conclude() {
-  $("pass").max = $("pass").value = Math.max(...shown.map((each) => each.last)) + 1;
+  $("pass").max = Math.max(...shown.map((each) => each.last)) + 1;
+  $("pass").value = $("pass").max;
   $("replay").hidden = $("share").hidden = false;
   $("differing").hidden = columns < 2;
   if (columns > 1) {
@@ -281,7 +282,8 @@ async function generate() {
       });
     }
     conclude();
-    say(`Done: ${pictures.map(({ done, title }) => `${title}, ${done.passes} passes, ${seconds(done.seconds)}`).join("; ")}.`);
+    const spent = pictures.reduce((most, { done }) => Math.max(most, done.passes), 0);
+    say(strategies.length > 1 ? "Done." : `Done in ${spent} passes.`);
     const kept = pictures.map(({ title, alt, done }) => ({ title, alt, done }));
     await past.add({ settings: asked, columns: strategies.length, pictures: kept }).then(list, () => {});
   } catch (error) {

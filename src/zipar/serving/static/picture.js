@@ -20,7 +20,7 @@ export class Picture {
     this.link = make("a");
     this.link.textContent = "Download";
     this.link.hidden = true;
-    caption.append(this.name, this.facts, this.link);
+    caption.append(this.name, this.link, this.facts);
     this.element.append(this.canvas, caption);
   }
 
@@ -88,7 +88,7 @@ export class Picture {
       else if (view === "order") paint(ramp(pass / (this.last || 1)));
       else if (view === "differences" && other?.done) {
         if (this.done.tokens[y][x] === other.done.tokens[y]?.[x]) paint("rgb(127 127 127 / 0.8)");
-      } else if (running && !still.matches && pass > (this.done ? now - 1 : this.before)) paint("rgb(255 205 60 / 0.65)");
+      } else if (running && !still.matches && pass > (this.done ? now - 1 : this.before)) paint("rgb(255 214 90 / 0.55)");
     }));
   }
 }
@@ -96,7 +96,7 @@ export class Picture {
 export const seconds = (number) => `${number.toFixed(number < 10 ? 2 : 1)} s`;
 
 export function ramp(share) {
-  return `hsl(${255 - 215 * share} ${55 + 30 * share}% ${34 + 30 * share}%)`;
+  return `hsl(${232 + 165 * share} ${50 + 30 * share}% ${38 + 26 * share}%)`;
 }
 
 // The picture of a page that has none yet: the wave in which rows follow each other.
@@ -113,8 +113,7 @@ export function blank() {
       pen.fillRect(x * 40 + 2, y * 40 + 2, 36, 36);
     }
   }
-  picture.element.lastChild.className = "blank";
-  picture.name.remove();
+  picture.element.lastChild.replaceChildren(picture.facts);
   picture.facts.textContent = "Say what to paint. Rows of tokens follow each other in a wave.";
   return picture.element;
 }
