@@ -60,12 +60,14 @@ async function stream(body, signal, told) {
   if (left) throw new Refusal({ message: "The server ended before the picture was done: try again." }, 0);
 }
 
+// What is served, and what the address says of it.
 async function load() {
   models = (await (await ask("v1/models")).json()).data.filter(({ id, root }) => id === root);
   $("key").hidden = true;
   $("model").replaceChildren(...models.map(({ id }) => new Option(id)));
   $("models").hidden = models.length < 2;
   adapt();
+  if (location.hash.length > 1) restore(addressed());
 }
 
 // What depends on the model: choices, words, and what is as by default.
@@ -151,7 +153,7 @@ function restore(wanted) {
 }
 
 function remember() {
-  history.replaceState(null, "", `#${new URLSearchParams(settings())}`);
+  if (models.length) history.replaceState(null, "", `#${new URLSearchParams(settings())}`);
 }
 
 const addressed = () => Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
@@ -246,8 +248,6 @@ async function generate() {
   try {
     if (!models.length) {
       await load();
-      const { length } = location.hash;
-      if (length > 1 && !$("prompt").value) restore(addressed());
     }
     if ($("random").checked) $("seed").value = crypto.getRandomValues(new Uint32Array(1))[0];
     remember();
@@ -371,4 +371,4 @@ onkeydown = (event) => {
 
 stage([], 0);
 list().catch(() => {});
-await load().then(() => { if (location.hash.length > 1) restore(addressed()); }).catch(complain);
+await load().catch(complain);
