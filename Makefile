@@ -4,7 +4,7 @@ CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-oldest lint clean
+.PHONY: demo test test-page test-oldest lint clean
 
 demo: $(READY)
 	$(BIN)/zipar compare "a large red fox in the center on a blue background, 3d style" --output demo.png --animate demo.gif
@@ -13,6 +13,17 @@ demo: $(READY)
 test: export OMP_NUM_THREADS = 1
 test: $(READY)
 	$(BIN)/python -m pytest -q --numprocesses logical
+
+# of the server's page, in a browser; `make test` leaves them out where there is none
+test-page: export OMP_NUM_THREADS = 1
+test-page: export CHROMIUM ?= /usr/lib/chromium/chromium-headless-shell
+test-page: $(READY)
+	@command -v "$$CHROMIUM" > /dev/null || { \
+	  root=$$(test "$$(id -u)" = 0 || echo sudo -n) && $$root apt-get update -qq && \
+	  $$root apt-get install -qq --no-install-recommends chromium-headless-shell; } || { \
+	  echo "the page's tests need a browser: install Debian's chromium-headless-shell, or name one with CHROMIUM=FILE"; \
+	  exit 1; }
+	$(BIN)/python -m pytest -q tests/serving/test_page.py
 
 test-oldest:
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
