@@ -37,8 +37,9 @@ def states(page, url):
     page.locator("#compare").select_option("raster")
     painted(page)
     yield "compare"
-    page.get_by_text("Order", exact=True).click()
     page.locator("#pass").fill("40")
+    yield "midway"
+    page.get_by_text("Order", exact=True).click()
     yield "order"
     page.locator("#compare").select_option("")
     page.locator("#n").select_option("4")
@@ -64,9 +65,9 @@ def main(target):
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
             if target.suffix == ".png":
-                page = browser.new_page(viewport={"width": 1200, "height": 860})
+                page = browser.new_page(viewport={"width": 1200, "height": 760})
                 for state in states(page, url):
-                    if state == "order":
+                    if state == "midway":
                         page.screenshot(path=target)
                         break
                 return

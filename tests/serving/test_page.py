@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import zipar
+from zipar.decoding import names
 from zipar.serving.scheduler import Scheduler
 from zipar.serving.served import Served
 
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.skipif(
     shutil.which(CHROMIUM) is None, reason="the page's tests need a browser: make test-page installs one"
 )
 PROMPT = "a large red strawberry in the center on a blue background, 3d style"
+TITLE = names.title(names.DEFAULT)
 WORDS = "#model=words&prompt=a+red+fox"
 """Of a tiny model, whose images are done at once."""
 expect.set_options(timeout=30_000)
@@ -104,7 +106,7 @@ def test_a_picture_appears_token_by_token(opened, emoji, helpers):
     expect(page.get_by_text(re.compile(r"^pass \d+, [\d.]+ s$"))).to_be_visible()
     come = (canvas(page)[..., 3] > 0).mean()
     assert 0 < come < 1
-    expect(page.get_by_role("img", name=f"{PROMPT}, seed 7, ZipAR, 4 nats, wave, being painted")).to_be_visible()
+    expect(page.get_by_role("img", name=f"{PROMPT}, seed 7, {TITLE}, being painted")).to_be_visible()
     expect(page.get_by_role("button", name="Replay")).to_be_visible()
 
     made = emoji(PROMPT, seed=7)
@@ -355,8 +357,8 @@ def test_with_the_keyboard_alone(opened):
     for _ in range(40):
         press("Tab")
         visited.append(page.evaluate(focused))
-        outline = "getComputedStyle(document.activeElement.name === 'view' ? document.activeElement.nextSibling : document.activeElement).outlineWidth"
-        assert page.evaluate(outline) == "3px", visited[-1]
+        shown = "document.activeElement.name === 'view' ? document.activeElement.nextSibling : document.activeElement"
+        assert page.evaluate(f"getComputedStyle({shown}).outlineWidth") == "3px", visited[-1]
         if visited[-1] == "pass":
             break
     assert {"generate", "strategy", "compare", "seed", "random", "guidance_scale", "size", "n", "play"} <= set(visited)
@@ -458,12 +460,14 @@ CONTRASTS = """() => {
     const found = [];
     for (const each of document.body.querySelectorAll("*")) {
         const style = getComputedStyle(each);
-        const says = [...each.childNodes].some((node) => node.nodeType === 3 && node.data.trim()) || (each.value && each.type !== "range");
+        const says = [...each.childNodes].some((node) => node.nodeType === 3 && node.data.trim())
+            || (each.value && each.type !== "range");
         if (!says || !each.checkVisibility({ opacityProperty: true, visibilityProperty: true })) continue;
         const name = each.id || each.textContent.trim().slice(0, 30);
         found.push([name, ratio(light(style.color), light(behind(each)))]);
         if (each.matches("input:not([type=radio], [type=checkbox], [type=range]), select, textarea")) {
-            found.push([name + " placeholder", ratio(light(getComputedStyle(each, "::placeholder").color), light(behind(each)))]);
+            const placeholder = getComputedStyle(each, "::placeholder").color;
+            found.push([name + " placeholder", ratio(light(placeholder), light(behind(each)))]);
             found.push([name + " edge", ratio(light(style.borderTopColor), light(behind(each))) * 1.5]);
         }
     }

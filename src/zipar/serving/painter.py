@@ -79,11 +79,8 @@ def encode(image: Image.Image, form: str, compression: int, text: str | None = N
         compression: the quality, 0 to 100, of "jpeg" and "webp"; of no effect on "png".
         text: ASCII that a "png" carries under the keyword "zipar"; of no effect on others.
     """
-    buffer, options = io.BytesIO(), {}
-    if form != "png":
-        options["quality"] = compression
-    elif text is not None:
-        options["pnginfo"] = PngInfo()
-        options["pnginfo"].add_text("zipar", text)
-    image.save(buffer, form, **options)
+    buffer, said = io.BytesIO(), PngInfo()
+    if text is not None:
+        said.add_text("zipar", text)
+    image.save(buffer, form, **({"pnginfo": said} if form == "png" else {"quality": compression}))
     return buffer.getvalue()

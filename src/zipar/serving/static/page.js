@@ -188,10 +188,16 @@ function stage(pictures, side) {
   cancelAnimationFrame(playing);
   shown.forEach(({ link }) => URL.revokeObjectURL(link.href));
   [shown, columns] = [pictures, side];
-  $("stage").dataset.columns = side > 1 ? side : Math.min(pictures.length, 3) || 1;
+  $("stage").dataset.columns = side > 1 ? side : { 0: 1, 1: 1, 2: 2, 4: 2 }[pictures.length] ?? 3;
   $("pictures").replaceChildren(...(pictures.length ? pictures.map((each) => each.element) : [blank()]));
   for (const id of ["replay", "verdict", "share"]) $(id).hidden = true;
   document.querySelector("[name=view]").checked = true;
+}
+
+// On narrow screens pictures are below the fold.
+function reveal() {
+  const { top } = $("stage").getBoundingClientRect();
+  if (top < 0 || top > innerHeight / 2) $("stage").scrollIntoView();
 }
 
 // All are done: they can be gone through pass by pass.
@@ -266,7 +272,7 @@ async function generate() {
     $("generate").setAttribute("aria-disabled", true);
     stage(pictures, strategies.length);
     say("Painting…");
-    $("stage").scrollIntoView({ block: "nearest" });
+    reveal();
     for (const [column, strategy] of strategies.entries()) {
       const start = performance.now(); // one after the other, lest they slow each other down
       const body = { ...fields, strategy, stream: true, trace: true };
@@ -332,7 +338,7 @@ async function show(entry) {
   await Promise.all(pictures.map((picture, i) => picture.finish(entry.pictures[i].done)));
   conclude();
   say("From the history.");
-  $("stage").scrollIntoView({ block: "nearest" });
+  reveal();
 }
 
 // --- What is done with it ---------------------------------------------------------------------------------------
