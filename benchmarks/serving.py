@@ -63,7 +63,7 @@ class Queued(Scheduler):
                 **asdict(first.sampling),
             )
             for image, order, picture in zip(batch, orders, made.images, strict=True):
-                self._tell(image, Made(image.index, order.seeds[image.index], encode(picture, "png", 100), 0))
+                self._tell(image, Made(image.index, order.seeds[image.index], encode(picture, "png", 100), 0, 0, 0.0))
                 self._settle(image)
 
     def _more(self) -> bool:
