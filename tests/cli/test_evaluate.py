@@ -77,7 +77,8 @@ def test_the_embedded_model_with_its_judge(zipar, tmp_path, plain):
 def test_a_folder_of_pictures_on_features_of_the_judge(zipar, evaluate, text_model, tmp_path):
     shutil.copytree(text_model, tmp_path / "judged")
     torch.manual_seed(0)
-    Judge(JudgeConfig({"object": ["fox", "apple"]}, 16, (8,), 4, 2)).save(tmp_path / "judged" / "judge")
+    seen = {"object": ["fox", "apple"], "background": ["blue", "green"]}
+    Judge(JudgeConfig(seen, 16, (8,), 4, 2)).save(tmp_path / "judged" / "judge")
     (tmp_path / "real").mkdir()
     model = ("--model", "judged")
     made = zipar("generate", "a red fox", *model, "--num-images", "5", "--quiet", "--output", "real/fox.png")
