@@ -12,9 +12,9 @@ demo: $(READY)
 # of tiny tensors: more threads would only wait for each other
 test: export OMP_NUM_THREADS = 1
 test: $(READY)
-	$(BIN)/python -m pytest -q --numprocesses logical
+	$(BIN)/python -m pytest -q --numprocesses logical --ignore tests/serving/test_page.py
 
-# of the server's page, in a browser; `make test` leaves them out where there is none
+# of the server's page, in a browser
 test-page: export OMP_NUM_THREADS = 1
 test-page: export CHROMIUM ?= /usr/lib/chromium/chromium-headless-shell
 test-page: $(READY)
@@ -33,10 +33,11 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# most modules of all these packages are never imported: the others are compiled when they are
 $(READY): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) torch
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-compile --constraint $(CONSTRAINTS) torch
+	$(BIN)/python -m pip install --quiet --no-compile --constraint $(CONSTRAINTS) --editable ".[dev]"
 	touch $(READY)
 
 clean:

@@ -74,12 +74,17 @@ def test_the_embedded_model_with_its_judge(zipar, tmp_path, plain):
     assert f"±{(ratio['high'] - ratio['low']) / 2:.2f}" in plain(out)
 
 
-def test_a_folder_of_pictures_on_features_of_the_judge(zipar, tmp_path):
+def test_a_folder_of_pictures_on_features_of_the_judge(zipar, evaluate, text_model, tmp_path):
+    shutil.copytree(text_model, tmp_path / "judged")
+    torch.manual_seed(0)
+    seen = {"object": ["fox", "apple"], "background": ["blue", "green"]}
+    Judge(JudgeConfig(seen, 16, (8,), 4, 2)).save(tmp_path / "judged" / "judge")
     (tmp_path / "real").mkdir()
-    made = zipar("generate", "a red fox, 3d style", "--num-images", "5", "--quiet", "--output", "real/fox.png")
+    model = ("--model", "judged")
+    made = zipar("generate", "a red fox", *model, "--num-images", "5", "--quiet", "--output", "real/fox.png")
     assert made[0] == 0
-    arguments = ["-s", "zipar:16", "--images", "4", "--output", "out", "--reference", "real", "--features", "judge"]
-    code, _, err = zipar("eval", *arguments)
+    arguments = ["-s", "zipar:8", "--images", "4", "--output", "out", "--reference", "real", "--features", "judge"]
+    code, _, err = evaluate(*model, *arguments)
     assert (code, err) == (0, "")
     raster, wide = figures(tmp_path / "out" / "report.json")["strategies"]
     for row in raster, wide:
@@ -106,16 +111,16 @@ def test_networks_that_are_not_at_hand(evaluate, tmp_path, monkeypatch):
 
 def test_killed_and_run_again_gives_the_same_report(evaluate, prompts, text_model, tmp_path):
     """Killed outright after some batches; the report is that of a run that was let alone."""
-    arguments = ["-s", "zipar:2", "-s", "adaptive:1", "--images", "60", "--batch-size", "2"]
+    arguments = ["-s", "zipar:2", "-s", "adaptive:1", "--images", "16", "--batch-size", "2"]
     command = [sys.executable, "-m", "zipar.cli.main", "eval", prompts, "--model", text_model, *arguments]
     batches = tmp_path / "killed" / "batches"
     with subprocess.Popen([*command, "--output", "killed"], cwd=tmp_path) as process:
-        while len(list(batches.glob("*.npz"))) < 5:
+        while len(list(batches.glob("*.npz"))) < 3:
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
     done = {path: path.stat().st_mtime_ns for path in batches.glob("*.npz")}
-    assert 5 <= len(done) < 90
+    assert 3 <= len(done) < 24
     assert not (tmp_path / "killed" / "report.json").exists()
     for folder in ("killed", "whole"):
         code, _, err = evaluate(*arguments, "--output", folder)

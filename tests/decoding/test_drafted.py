@@ -13,8 +13,8 @@ from zipar.decoding.engine import decode
 from zipar.decoding.sampling import Draw, filter_logits, gumbel, sample
 from zipar.decoding.zipar import NARROWEST, SURE
 
-SEEDS = [3, -1, 2**80 + 5]
-TEXTS = ["a red fox in the snow", "fox", "two small birds"]
+SEEDS = [3, 2**80 + 5]
+TEXTS = ["a red fox in the snow", "fox"]
 GRIDS = {
     "square": TokenGrid(4, 4),
     "wide": TokenGrid(3, 6),
@@ -174,13 +174,19 @@ def brute_force(model, prefixes, grid, sampling, seed, strategy, row_0_first, gi
     return [tokens.get(slot, blank[slot]) for slot in range(grid.slots)], passes
 
 
-@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
-@pytest.mark.parametrize("first_row", ["alone", "wave"])
+WINDOWS = [(1, 2, None), (2, 1, None), (2, 3, None), (1, 9, None), (3, 2, None), (3, 1, 2.0), (4, 3, 1.0), (9, 4, 3.0)]
+
+
 @pytest.mark.parametrize(
-    ("window", "lookahead", "nats"),
-    [(1, 2, None), (2, 1, None), (2, 3, None), (1, 9, None), (3, 2, None), (3, 1, 2.0), (4, 3, 1.0), (9, 4, 3.0)],
+    ("grid", "first_row", "window", "lookahead", "nats"),
+    [
+        pytest.param(grid, ("alone", "wave")[(i + j) % 2], *chosen, id=f"{name}-{chosen}")
+        for i, (name, grid) in enumerate(GRIDS.items())
+        for j, chosen in enumerate(WINDOWS)
+    ],
 )
 def test_equals_the_brute_force_decoder(tiny_models, grid, first_row, window, lookahead, nats):
+    """Every window on every grid; the two ways with row 0 take turns."""
     model, prefix, sampling = prepared(tiny_models, temperature=0.4)
     strategy = ZipAR(window, lookahead, first_row, nats)
     found = decode(model, prefix, grid, strategy, sampling, SEEDS)
@@ -210,7 +216,9 @@ def test_equals_the_brute_force_decoder(tiny_models, grid, first_row, window, lo
 )
 def test_frames_that_overlap_equal_the_brute_force_decoder(tiny_clips, grid, window, lookahead, first_row, nats, delay):
     strategy, sampling = ZipAR(window, lookahead, first_row, nats, delay), Sampling(2.5, temperature=0.4)
-    codes = torch.randint(50, (3, grid.given, grid.rows, grid.columns), generator=torch.Generator().manual_seed(1))
+    codes = torch.randint(
+        50, (len(SEEDS), grid.given, grid.rows, grid.columns), generator=torch.Generator().manual_seed(1)
+    )
     with torch.inference_mode():
         prefix = tiny_clips.prefix(TEXTS, None, True, grid, codes)
         prompts = tiny_clips.prefix(TEXTS, None, True)

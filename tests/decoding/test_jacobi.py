@@ -90,11 +90,15 @@ def test_what_is_not_possible_is_refused(settings, named):
         CoupledJacobi(**settings)
 
 
+@pytest.fixture(scope="module")
+def raster(tiny_models):
+    return decoded(tiny_models, "by_text", TokenGrid(4, 5), Raster(), Sampling(2.5, temperature=0.5))
+
+
 @settings(max_examples=30)
 @given(budget=st.integers(1, 60), lookahead=st.integers(1, 20), window=st.none() | st.integers(1, 3))
-def test_a_budget_changes_no_image(tiny_models, budget, lookahead, window):
+def test_a_budget_changes_no_image(tiny_models, raster, budget, lookahead, window):
     grid, sampling = TokenGrid(4, 5), Sampling(2.5, temperature=0.5)
-    raster = decoded(tiny_models, "by_text", grid, Raster(), sampling)
     found = decoded(tiny_models, "by_text", grid, CoupledJacobi(lookahead, window, budget), sampling)
     assert found.tokens.equal(raster.tokens)
     assert found.forward_passes <= raster.forward_passes

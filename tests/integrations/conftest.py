@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 import torch
 from transformers import (
@@ -96,8 +98,19 @@ def passes(monkeypatch):
     return taken
 
 
+@pytest.fixture(scope="session")
+def case_of(checkpoints):
+    """case_of("emu3") -> its Case, whose model and tokens are for looking at alone."""
+
+    @functools.cache
+    def make(family):
+        found = Case(family, checkpoints(family))
+        assert len(found.expected.unique()) > 10
+        return found
+
+    return make
+
+
 @pytest.fixture(scope="module", params=KINDS)
-def case(request, checkpoints):
-    found = Case(request.param, checkpoints(request.param))
-    assert len(found.expected.unique()) > 10
-    return found
+def case(request, case_of):
+    return case_of(request.param)

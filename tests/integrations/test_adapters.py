@@ -43,8 +43,14 @@ ADAPTERS = {
 }
 
 
-EVERYWHERE = {"LoRA of head and embeddings", "a trained head", "DoRA", "HRA", "LN tuning", "OFT", "trained tokens"}
-"""Those that every family is tried with: of each way to wrap a layer, one."""
+HEADS = {"LoRA of head and embeddings", "a trained head", "trained tokens"}
+EVERYWHERE = {
+    "emu3": {*HEADS, "DoRA", "HRA"},
+    "emu3_5": {*HEADS, "LN tuning", "OFT"},
+    "lumina_mgpt": {*HEADS, "DoRA", "LN tuning"},
+    "glm_image": {*HEADS, "HRA", "OFT"},
+}
+"""Those that the other families are tried with: their heads and embeddings, and by turns each way to wrap a layer."""
 
 
 def disturb(model):
@@ -59,7 +65,7 @@ def disturb(model):
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_an_adapter(case, adapter):
-    if case.family != "janus" and adapter not in EVERYWHERE:
+    if case.family != "janus" and adapter not in EVERYWHERE[case.family]:
         return
     name, settings = ADAPTERS[adapter]
     if adapter == "trained tokens":

@@ -64,41 +64,43 @@ from transformers.distributed import DistributedConfig
 import zipar
 from zipar.decoding.cache import SlotCacheLayer
 
-kind, directory, saved = sys.argv[1:]
-arguments, expected, held = torch.load(saved)
-new = hasattr(DistributedConfig(), "tp_plan")
-asked = {"distributed_config": DistributedConfig(tp_plan="auto")} if new else {"tp_plan": "auto"}
-model = getattr(transformers, kind).from_pretrained(directory, **asked)
-assert hasattr(model.lm_head.weight, "placements") == new  # older versions shard no head of these
 heads, update = set(), SlotCacheLayer.update
 def recorded(layer, key, value):
     found = update(layer, key, value)
     heads.add(layer.keys.shape[1])
     return found
 SlotCacheLayer.update = recorded
-with zipar.accelerate(model, zipar.ZipAR(3)):
-    assert model.generate(**arguments).equal(expected)
-    torch.manual_seed(0)
-    drawn = model.generate(**arguments | {"do_sample": True})
-assert heads == {held}, heads
-everywhere = [torch.empty_like(drawn) for _ in range(2)]
-torch.distributed.all_gather(everywhere, drawn)
-assert everywhere[0].equal(everywhere[1])
+new = hasattr(DistributedConfig(), "tp_plan")
+asked = {"distributed_config": DistributedConfig(tp_plan="auto")} if new else {"tp_plan": "auto"}
+for kind, directory, arguments, expected, held in torch.load(sys.argv[1]):
+    model = getattr(transformers, kind).from_pretrained(directory, **asked)
+    assert hasattr(model.lm_head.weight, "placements") == new, kind  # older versions shard no head of these
+    heads.clear()
+    with zipar.accelerate(model, zipar.ZipAR(3)):
+        assert model.generate(**arguments).equal(expected), kind
+        torch.manual_seed(0)
+        drawn = model.generate(**arguments | {"do_sample": True})
+    assert heads == {held}, (kind, heads)
+    everywhere = [torch.empty_like(drawn) for _ in range(2)]
+    torch.distributed.all_gather(everywhere, drawn)
+    assert everywhere[0].equal(everywhere[1]), kind
 torch.distributed.barrier()
 os._exit(0)  # now and then, threads of torch abort an orderly exit
 """
 
 
-def test_tensor_parallelism(case, tmp_path):
+def test_tensor_parallelism(case_of, tmp_path):
     pytest.importorskip("accelerate")  # transformers loads no sharded model without it
-    if case.family == "lumina_mgpt":
-        assert not case.plain.supports_tp_plan  # or else it belongs below, and into the README
-        return
+    assert not case_of("lumina_mgpt").plain.supports_tp_plan  # or else it belongs below, and into the README
     # of the two that the models have: transformers shards the layers, but of Emu3 the ends alone
-    held = {"janus": 1, "emu3": 2, "emu3_5": 1, "glm_image": 1}[case.family]
+    held = {"janus": 1, "emu3": 2, "emu3_5": 1, "glm_image": 1}
+    saved = []
+    for family, heads in held.items():
+        case = case_of(family)
+        saved.append((case.kind.__name__, str(case.directory), case.arguments, case.expected, heads))
     (tmp_path / "process.py").write_text(PROCESS)
-    torch.save((case.arguments, case.expected, held), tmp_path / "saved.pt")
+    torch.save(saved, tmp_path / "saved.pt")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [tmp_path / "process.py", case.kind.__name__, case.directory, tmp_path / "saved.pt"]
+    command += [tmp_path / "process.py", tmp_path / "saved.pt"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

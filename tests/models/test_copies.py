@@ -30,7 +30,7 @@ QUANTISED = pytest.mark.skipif(
 
 def paint(pipe):
     height, width = SIZES[pipe.model.family if pipe.model.family in SIZES else "emoji"]
-    return pipe("a red fox", strategy=ZipAR(2), height=height, width=width, temperature=0).tokens
+    return pipe("a red fox", strategy=ZipAR(1), height=height, width=width, temperature=0).tokens
 
 
 def packed(pipe):
@@ -42,8 +42,9 @@ def formats(pipe):
     return {weight.dtype for module in pipe.model.exact() for weight in module.parameters()}
 
 
-@pytest.fixture(params=SIZES)
+@pytest.fixture(scope="module", params=SIZES)
 def pipe(request, checkpoints):
+    """One for all tests of a family, whatever number formats its weights have been through."""
     return zipar.pipeline("emoji" if request.param == "emoji" else checkpoints(request.param), device="cpu")
 
 
@@ -55,7 +56,7 @@ def test_a_copy_and_a_pickle_of_any_family(pipe):
         for weight in other.model.stepped()[0].parameters():
             weight.copy_(weight.flip(0))
         assert (paint(other) != expected).any()
-        assert (paint(pipe) == expected).all()
+    assert (paint(pipe) == expected).all()
 
 
 def test_another_number_format_of_any_family(pipe):

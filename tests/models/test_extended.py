@@ -157,7 +157,7 @@ def test_logits_are_those_of_transformers(case, model, network):
 
 @pytest.mark.parametrize(
     ("strategy", "window", "alone"),
-    [(Raster(), 99, False), (ZipAR(2), 2, True), (ZipAR(4), 4, True), (ZipAR(1, first_row="wave"), 1, False)],
+    [(ZipAR(2), 2, True), (ZipAR(4), 4, True), (ZipAR(1, first_row="wave"), 1, False)],
     ids=str,
 )
 @torch.inference_mode()
