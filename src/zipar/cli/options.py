@@ -178,6 +178,23 @@ GivenFrames = Annotated[
     ),
 ]
 
+_CAPACITY = "Capacity"
+Rows = Annotated[
+    int,
+    typer.Option(min=1, max=1024, metavar="IMAGES", help="That a lane decodes together.", rich_help_panel=_CAPACITY),
+]
+LongestPrompt = Annotated[
+    int,
+    typer.Option(
+        "--longest-prompt",
+        min=1,
+        max=65536,
+        metavar="TOKENS",
+        help="Lanes have memory for prompts of so many.",
+        rich_help_panel=_CAPACITY,
+    ),
+]
+
 PromptFile = Annotated[
     Path | None,
     typer.Argument(metavar="PROMPTS.txt", help="A prompt a line.", show_default="examples that suit the model"),

@@ -57,10 +57,7 @@ def serve(
     quantize: options.Quantize = None,
     device: options.Device = None,
     cuda_graphs: options.CudaGraphs = True,
-    rows: Annotated[
-        int,
-        typer.Option(min=1, max=1024, metavar="IMAGES", help="That a lane decodes together.", rich_help_panel=PANEL),
-    ] = 8,
+    rows: options.Rows = 8,
     lanes: Annotated[
         int,
         typer.Option(
@@ -77,17 +74,7 @@ def serve(
             min=10, max=65536, metavar="IMAGES", help="That wait at most; more are refused.", rich_help_panel=PANEL
         ),
     ] = 64,
-    longest_prompt: Annotated[
-        int,
-        typer.Option(
-            "--longest-prompt",
-            min=1,
-            max=65536,
-            metavar="TOKENS",
-            help="Lanes have memory for prompts of so many.",
-            rich_help_panel=PANEL,
-        ),
-    ] = 256,
+    longest_prompt: options.LongestPrompt = 256,
     api_key: Annotated[
         str | None,
         typer.Option(

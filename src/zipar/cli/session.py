@@ -179,7 +179,7 @@ def load(
     Raises:
         ZipARError: it cannot be loaded.
     """
-    _hush()
+    hush()
     with spinner(f"loading {name}", quiet):
         return pipeline(
             directory,
@@ -314,7 +314,7 @@ def seconds(stats: DecodingStats) -> float:
     return stats.prefill_seconds + stats.decode_seconds + stats.vision_seconds
 
 
-def _hush() -> None:
+def hush() -> None:
     """No bars of transformers' own beside ours; after ``find``, whose downloads do show one."""
     from huggingface_hub.utils.tqdm import disable_progress_bars
     from transformers.utils.logging import disable_progress_bar

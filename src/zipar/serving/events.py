@@ -27,6 +27,8 @@ class Made(NamedTuple):
     seed: int
     content: bytes
     prompt_tokens: int
+    passes: int
+    """Forward passes that it took, prefill counted."""
 
 
 class Failed(NamedTuple):

@@ -383,7 +383,8 @@ class Scheduler:
             if not finished.finite:
                 raise no_numbers(style.served.model.dtype)
             assert image.prompt is not None
-            made = Made(image.index, job.order.seeds[image.index], self._file(image, tokens), int(image.prompt.sum()))
+            seed, content = job.order.seeds[image.index], self._file(image, tokens)
+            made = Made(image.index, seed, content, int(image.prompt.sum()), finished.forward_passes)
         except Exception as error:
             return self._fail(image, error)
         self.metrics.images.labels(job.model).inc()
@@ -397,6 +398,7 @@ class Scheduler:
 
     def _fail(self, image: _Image, error: Exception) -> None:
         """Tell the request why; its other images are not wanted then."""
+        cause = error
         if isinstance(error, ZipARError):
             error = APIError.of(error)
         elif isinstance(error, torch.OutOfMemoryError):
@@ -404,6 +406,8 @@ class Scheduler:
         elif not isinstance(error, APIError):
             log.error("an image failed", exc_info=error)
             error = APIError(500, "the server failed over this image, and has written down why: try again")
+        if error is not cause:
+            error.__cause__ = cause
         self._tell(image, Failed(error))
         image.job.cancel()
         self._settle(image)
