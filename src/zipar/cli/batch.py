@@ -3,7 +3,7 @@
 import re
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -120,8 +120,13 @@ def batch(
     with _orderly(), Manifest(folder, part, retry_failed) as manifest:
         left = (line for line in lines if line.id not in manifest.done)
         if count := len(ids - manifest.done):
-            with counter(count, quiet) as show, session.enough_memory(), recipe.started() as make:
-                for record in finished(make, left):
+            with (
+                counter(count, quiet) as show,
+                session.enough_memory(),
+                recipe.started() as make,
+                closing(finished(make, left)) as records,
+            ):
+                for record in records:
                     manifest.add(record)
                     folder.forget(record["id"])
                     show("painting", 1)

@@ -7,7 +7,7 @@ made alone, when all else is done.
 import json
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -119,8 +119,14 @@ class Batch:
                             yield line, _failure(line, error.message)
                         else:
                             why[name] = _cause(error)
-                            self._bear(why[name], 3 * most)
                             again.append(line)
+                            self._failures += 1
+                            # of so many, one after the other, the lines are not the cause
+                            if not self._scheduler.alive or (self._failures >= 3 * most and not alone):
+                                raise ZipARError(
+                                    f"{self._failures} images failed one after the other, the last one over "
+                                    f"{why[name]}: mend that, and run this again, which goes on from here"
+                                )
         finally:
             for name, (_, job) in flights.items():
                 job.cancel()
@@ -161,15 +167,6 @@ class Batch:
                 raise APIError.of(error) from error
         return asked
 
-    def _bear(self, why: str, most: int) -> None:
-        """A failure; of very many one after the other it is not the lines that are the cause."""
-        self._failures += 1
-        if self._failures >= most or not self._scheduler.alive:
-            raise ZipARError(
-                f"{self._failures} images failed one after the other, the last one over {why}: mend that, and run this "
-                "again, which goes on from here"
-            )
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -204,7 +201,7 @@ class Recipe:
             yield batch
 
 
-def finished(make: Callable[[Iterable[Line], bool], Results], lines: Iterable[Line]) -> Iterator[Record]:
+def finished(make: Callable[[Iterable[Line], bool], Results], lines: Iterable[Line]) -> Generator[Record, None, None]:
     """What becomes of lines.
 
     Args:

@@ -77,8 +77,10 @@ class Folder:
 
     def withdraw(self, id: str) -> None:
         """Count it no more: nothing was wrong with it."""
-        with suppress(FileNotFoundError):
-            os.truncate(self._tries(id), max(0, self.tries(id) - 1))
+        if (tries := self.tries(id)) > 1:
+            os.truncate(self._tries(id), tries - 1)
+        else:
+            self.forget(id)
 
     def forget(self, id: str) -> None:
         """Forget the tries: it has a record, or is to be tried anew."""
