@@ -5,13 +5,16 @@ import signal
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from zipar.arguments import shown
 from zipar.cli import options, outputs
 from zipar.errors import ZipARError, reason
+from zipar.pretrained import directory as embedded
+
+_RAY: dict[str, Any] = {"rich_help_panel": "Many machines: the extra zipar-torch[ray]"}
 
 
 def batch(
@@ -70,6 +73,30 @@ def batch(
     top_k: options.TopK = None,
     top_p: options.TopP = None,
     min_p: options.MinP = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="On a Ray cluster, of this machine alone unless there is an address.", **_RAY)
+    ] = False,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            envvar="RAY_ADDRESS",
+            metavar="HOST:PORT",
+            help="With --ray: of a cluster whose machines share OUT; auto for the one that this machine is of.",
+            show_default=False,
+            **_RAY,
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65536,
+            metavar="NUMBER",
+            help="Processes with a model each.",
+            show_default="one a GPU, or one a CPU where there is none",
+            **_RAY,
+        ),
+    ] = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Paint a file of prompts, each once, in lanes that are kept full. Needs the extra zipar-torch\\[serve].
@@ -91,19 +118,27 @@ def batch(
     }
     defaults = {name: value for name, value in asked.items() if value is not None}
     part = _shard(shard)
+    if workers and not ray:
+        raise ZipARError(f"--workers {workers} are of a Ray cluster: add --ray")
     outputs.check_directory(out)
     try:
         from zipar.serving.batch import Recipe, finished
         from zipar.serving.folder import Folder, Manifest
         from zipar.serving.lines import PromptFile
+
+        if ray:
+            from zipar.serving import cluster
     except ImportError as error:
-        raise ZipARError(f"batches need more packages ({reason(error)}): pip install 'zipar-torch[serve]'") from error
+        extra = "ray" if ray else "serve"
+        raise ZipARError(f"this needs more packages ({reason(error)}): pip install 'zipar-torch[{extra}]'") from error
+    from zipar.checkpoints.files import is_directory
     from zipar.cli import session
     from zipar.cli.progress import counter
 
     session.hush()
     recipe = Recipe(
-        model=model,
+        name=model,
+        model=Path(model).resolve() if not embedded(model) and is_directory(Path(model)) else model,
         out=out.resolve(),
         dtype=dtype and dtype.value,
         quantize=quantize and quantize.value,
@@ -123,7 +158,7 @@ def batch(
             with (
                 counter(count, quiet) as show,
                 session.enough_memory(),
-                recipe.started() as make,
+                cluster.workers(recipe, ray_address, workers) if ray else recipe.started() as make,
                 closing(finished(make, left)) as records,
             ):
                 for record in records:

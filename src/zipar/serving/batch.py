@@ -172,8 +172,10 @@ class Batch:
 class Recipe:
     """What a ``Batch`` is made of, here or on another machine."""
 
-    model: str
-    """As ``zipar.pipeline`` takes it; elsewhere a directory is at the same place."""
+    name: str
+    """Of the model, as records have it."""
+    model: str | Path
+    """As ``zipar.pipeline`` takes it; a directory is at the same place on all machines."""
     out: Path
     dtype: str | None = None
     quantize: str | None = None
@@ -194,7 +196,7 @@ class Recipe:
         pipe = pipeline(
             self.model, dtype=self.dtype, device=self.device, cuda_graphs=self.cuda_graphs, quantize=self.quantize
         )
-        served = Served.of(self.model, pipe, self.longest_prompt)
+        served = Served.of(self.name, pipe, self.longest_prompt)
         with Scheduler([served], rows=self.rows, queue=LANES * self.rows) as scheduler:
             batch = Batch(scheduler, Folder(self.out), self.defaults, self.seed)
             scheduler.warm_up()

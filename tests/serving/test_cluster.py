@@ -1,0 +1,124 @@
+"""Batch jobs on a Ray cluster of several nodes, in the middle of which workers and nodes come to their ends."""
+
+import json
+import shutil
+import signal
+import threading
+import time
+
+import pytest
+
+from zipar.conversion.llamagen import write
+from zipar.errors import ZipARError
+
+ray = pytest.importorskip("ray", reason="needs the extra zipar-torch[ray]")
+from ray.cluster_utils import Cluster  # noqa: E402
+
+from zipar.serving.batch import Recipe, finished  # noqa: E402
+from zipar.serving.cluster import workers  # noqa: E402
+from zipar.serving.folder import Folder, Manifest  # noqa: E402
+from zipar.serving.lines import Line, PromptFile  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Three nodes: one of the driver, on which nothing works, and two with a CPU each."""
+    options = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 2**27}
+    made = Cluster(initialize_head=True, head_node_args=options)
+    for _ in range(2):
+        made.add_node(num_cpus=1, object_store_memory=2**27)
+    yield made
+    place = made.head_node.get_session_dir_path()
+    ray.shutdown()
+    made.shutdown()
+    shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def clothes(pipes, tmp_path_factory):
+    """The directory of the model of clothes."""
+    directory = tmp_path_factory.mktemp("models") / "clothes"
+    write(pipes["clothes"].model, directory)
+    return directory
+
+
+@pytest.fixture
+def job(tmp_path, clothes):
+    """What it takes: job("out") -> recipe, lines."""
+
+    def make(name, **options):
+        (tmp_path / name).mkdir()
+        return Recipe("clothes", clothes, tmp_path / name, device="cpu", rows=2, **options)
+
+    return make
+
+
+def processes(node):
+    """Of the workers on a node."""
+    import psutil
+
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    return [each for each in raylet.children(recursive=True) if each.name().startswith("ray::_Worker")]
+
+
+def run(recipe, make, lines):
+    with Manifest(Folder(recipe.out)) as manifest:
+        for record in finished(make, lines):
+            manifest.add(record)
+            Folder(recipe.out).forget(record["id"])
+    return [json.loads(line) for line in manifest.path.read_text().splitlines()]
+
+
+def test_a_worker_and_a_node_are_killed(cluster, job, tmp_path):
+    """Every id has one result, with the very bytes of the local run."""
+    count = 400
+    lines = [{"id": f"i{n}", "prompt": ("a coat", "a bag")[n % 2], "seed": n} for n in range(count)]
+    lines[7] = {"id": "bad", "prompt": "a fox"}
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lines = PromptFile(tmp_path / "prompts.jsonl")
+    recipe, alone = job("ray"), job("alone")
+    killed = []
+
+    def images():
+        return len(list(recipe.out.glob("*.png")))
+
+    def kill():
+        first, second = cluster.worker_nodes
+        while images() < 40:
+            time.sleep(0.01)
+        for process in processes(first):
+            process.send_signal(signal.SIGKILL)
+            killed.append(images())
+        while images() < 120:
+            time.sleep(0.01)
+        cluster.remove_node(second, allow_graceful=False)
+        killed.append(images())
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with workers(recipe, cluster.address, 2) as make:
+        found = run(recipe, make, lines)
+    killer.join()
+    assert len(killed) >= 2
+    assert max(killed) < count - 1  # in the middle
+    with alone.started() as make:
+        expected = run(alone, make, lines)
+
+    def told(records):
+        return sorted((record["id"], record.get("file"), record.get("error")) for record in records)
+
+    assert told(found) == told(expected)
+    assert len(found) == count
+    for path in alone.out.glob("*.png"):
+        assert (recipe.out / path.name).read_bytes() == path.read_bytes()
+    assert not list(recipe.out.glob(".zipar/*.tries"))
+
+
+def test_what_workers_cannot_do(cluster, job, tmp_path):
+    with pytest.raises(ZipARError, match="no Ray cluster localhost:1"), workers(job("a"), "localhost:1", None):
+        pass
+    recipe = job("b", defaults={"top_p": 7})
+    Folder(recipe.out).make()
+    for each, said in ((recipe, r"^top_p 7 is not possible"), (job("c"), r"/c is not there on .*: use a directory")):
+        with workers(each, cluster.address, None) as make, pytest.raises(ZipARError, match=said):
+            list(make([Line(1, "1", {"prompt": "a coat"})]))
