@@ -1,23 +1,30 @@
-"""Batch jobs on a Ray cluster of several nodes, in the middle of which workers and nodes come to their ends."""
+"""Batch jobs and servers on a Ray cluster of several nodes, where workers and nodes come to their ends."""
 
 import json
 import shutil
 import signal
+import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx2
+import openai
 import pytest
 
 from zipar.conversion.llamagen import write
 from zipar.errors import ZipARError
 
 ray = pytest.importorskip("ray", reason="needs the extra zipar-torch[ray]")
+from ray import serve  # noqa: E402
 from ray.cluster_utils import Cluster  # noqa: E402
 
+from zipar.serving import replicas  # noqa: E402
 from zipar.serving.batch import Recipe, finished  # noqa: E402
 from zipar.serving.cluster import workers  # noqa: E402
 from zipar.serving.folder import Folder, Manifest  # noqa: E402
 from zipar.serving.lines import Line, PromptFile  # noqa: E402
+from zipar.serving.machines import connected  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +60,12 @@ def job(tmp_path, clothes):
     return make
 
 
-def processes(node):
+def processes(node, name="ray::_Worker"):
     """Of the workers on a node."""
     import psutil
 
     raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-    return [each for each in raylet.children(recursive=True) if each.name().startswith("ray::_Worker")]
+    return [each for each in raylet.children(recursive=True) if " ".join(each.cmdline()).startswith(name)]
 
 
 def run(recipe, make, lines):
@@ -122,3 +129,73 @@ def test_what_workers_cannot_do(cluster, job, tmp_path):
     for each, said in ((recipe, r"^top_p 7 is not possible"), (job("c"), r"/c is not there on .*: use a directory")):
         with workers(each, cluster.address, None) as make, pytest.raises(ZipARError, match=said):
             list(make([Line(1, "1", {"prompt": "a coat"})]))
+
+
+@pytest.fixture(scope="module")
+def address(cluster, clothes):
+    """Where two replicas answer."""
+    setup = replicas.Setup({"clothes": clothes}, device="cpu", rows=2, lanes=1, queue=10, longest_prompt=16)
+    while len(cluster.worker_nodes) < 2:
+        cluster.add_node(num_cpus=1, object_store_memory=2**27)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with connected(cluster.address):
+        replicas.deploy(setup, "127.0.0.1", port, (2, 2))
+        yield f"http://127.0.0.1:{port}"
+        serve.shutdown()
+
+
+@pytest.fixture
+def client(address):
+    with openai.OpenAI(
+        base_url=f"{address}/v1", api_key="none", max_retries=0, http_client=httpx2.Client(trust_env=False)
+    ) as made:
+        yield made
+
+
+def test_replicas_answer_as_one_server_does(client, expected, helpers):
+    for seed in range(4):
+        made = client.images.generate(prompt="a coat", extra_body={"seed": seed})
+        assert (helpers.pixels(made.data[0].b64_json) == expected("clothes", "a coat", seed)).all()
+    events = list(client.images.generate(prompt="a bag", stream=True, partial_images=2, extra_body={"seed": 1}))
+    assert [event.type for event in events][-1] == "image_generation.completed"
+    assert "image_generation.partial_image" in [event.type for event in events]
+    assert (helpers.pixels(events[-1].b64_json) == expected("clothes", "a bag", 1)).all()
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.images.generate(prompt="a bag", size="7x7")
+    assert refused.value.body["type"] == "invalid_request_error"
+
+
+def test_too_much_is_refused_as_by_one_server(client):
+    """Both have room for 2 images at work and 10 that wait."""
+
+    def ask(seed):
+        try:
+            client.with_options(timeout=120).images.generate(prompt="a coat", n=10, extra_body={"seed": seed})
+        except openai.APIStatusError as error:
+            return error
+
+    with ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(ask, range(16)))
+    errors = [answer for answer in answers if answer is not None]
+    assert len(errors) < 16
+    assert errors
+    for error in errors:
+        assert (error.status_code, error.body["code"]) == (503, "overloaded")
+        assert int(error.response.headers["retry-after"]) >= 1
+
+
+def test_a_replica_is_killed(client, cluster):
+    victims = [each for node in cluster.worker_nodes for each in processes(node, "ray::ServeReplica")]
+    assert len(victims) == 2
+    victims[0].kill()
+    made = 0
+    end = time.monotonic() + 120
+    while made < 10:
+        assert time.monotonic() < end
+        try:  # what it was at is lost, and clients try such again
+            client.images.generate(prompt="a coat")
+            made += 1
+        except (openai.InternalServerError, openai.APIConnectionError):
+            time.sleep(0.2)

@@ -1,20 +1,16 @@
 """``zipar batch``: a file of prompts to a directory of images."""
 
 import re
-import signal
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from zipar.arguments import shown
 from zipar.cli import options, outputs
+from zipar.cli.terminal import orderly
 from zipar.errors import ZipARError, reason
-from zipar.pretrained import directory as embedded
-
-_RAY: dict[str, Any] = {"rich_help_panel": "Many machines: the extra zipar-torch[ray]"}
 
 
 def batch(
@@ -73,19 +69,8 @@ def batch(
     top_k: options.TopK = None,
     top_p: options.TopP = None,
     min_p: options.MinP = None,
-    ray: Annotated[
-        bool, typer.Option("--ray", help="On a Ray cluster, of this machine alone unless there is an address.", **_RAY)
-    ] = False,
-    ray_address: Annotated[
-        str | None,
-        typer.Option(
-            envvar="RAY_ADDRESS",
-            metavar="HOST:PORT",
-            help="With --ray: of a cluster whose machines share OUT; auto for the one that this machine is of.",
-            show_default=False,
-            **_RAY,
-        ),
-    ] = None,
+    ray: options.Ray = False,
+    ray_address: options.RayAddress = None,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -94,7 +79,7 @@ def batch(
             metavar="NUMBER",
             help="Processes with a model each.",
             show_default="one a GPU, or one a CPU where there is none",
-            **_RAY,
+            **options.RAY,
         ),
     ] = None,
     quiet: options.Quiet = False,
@@ -131,14 +116,13 @@ def batch(
     except ImportError as error:
         extra = "ray" if ray else "serve"
         raise ZipARError(f"this needs more packages ({reason(error)}): pip install 'zipar-torch[{extra}]'") from error
-    from zipar.checkpoints.files import is_directory
     from zipar.cli import session
     from zipar.cli.progress import counter
 
     session.hush()
     recipe = Recipe(
         name=model,
-        model=Path(model).resolve() if not embedded(model) and is_directory(Path(model)) else model,
+        model=session.anywhere(model),
         out=out.resolve(),
         dtype=dtype and dtype.value,
         quantize=quantize and quantize.value,
@@ -152,7 +136,7 @@ def batch(
     lines = PromptFile(prompts, part)
     ids = lines.check()
     folder = Folder(out)
-    with _orderly(), Manifest(folder, part, retry_failed) as manifest:
+    with orderly(), Manifest(folder, part, retry_failed) as manifest:
         left = (line for line in lines if line.id not in manifest.done)
         if count := len(ids - manifest.done):
             with (
@@ -179,13 +163,3 @@ def _shard(text: str | None) -> tuple[int, int]:
     if not found or not 1 <= int(found[1]) <= int(found[2]):
         raise ZipARError(f"shard {shown(text)} is none: use 1/N to N/N, such as 3/8")
     return int(found[1]), int(found[2])
-
-
-@contextmanager
-def _orderly() -> Iterator[None]:
-    """SIGTERM as Ctrl-C: what is under way is not held against its prompts."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

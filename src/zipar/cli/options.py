@@ -195,6 +195,22 @@ LongestPrompt = Annotated[
     ),
 ]
 
+RAY: dict[str, Any] = {"rich_help_panel": "Many machines: the extra zipar-torch\\[ray]"}
+Ray = Annotated[
+    bool, typer.Option("--ray", help="On a Ray cluster, of this machine alone unless there is an address.", **RAY)
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        envvar="RAY_ADDRESS",
+        metavar="HOST:PORT",
+        help="With --ray: of a cluster; auto for the one that this machine is of.",
+        show_default=False,
+        **RAY,
+    ),
+]
+
 PromptFile = Annotated[
     Path | None,
     typer.Argument(metavar="PROMPTS.txt", help="A prompt a line.", show_default="examples that suit the model"),

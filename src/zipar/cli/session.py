@@ -25,6 +25,7 @@ from zipar.grid import TokenGrid
 from zipar.models import auto
 from zipar.models.base import VideoModel, VisualModel
 from zipar.pipeline import DecodingStats, Pipeline, PipelineOutput, pipeline
+from zipar.pretrained import directory as embedded
 from zipar.videos import Video, given_frames
 
 EXAMPLES = 32
@@ -188,6 +189,16 @@ def load(
             quantize=quantize.value if quantize else None,
             cuda_graphs=cuda_graphs,
         )
+
+
+def anywhere(model: str) -> str | Path:
+    """What ``zipar.pipeline`` takes for the model of that name in other directories too, and on other machines.
+
+    Raises:
+        ZipARError: there is no such model.
+    """
+    auto.find(model, weights=False)
+    return Path(model).resolve() if not embedded(model) and is_directory(Path(model)) else model
 
 
 def makes_clips(model: str) -> bool:

@@ -4,8 +4,6 @@ Plain actors, not Ray Data: lines stream through, for it would hold them all; an
 at the first, so that lanes do not run empty between them; and what a dead actor was given, another gets at once.
 """
 
-import logging
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -13,19 +11,17 @@ from itertools import islice
 from socket import gethostname
 from typing import Any
 
+import ray
+from ray.exceptions import RayError, RayTaskError
+
 from zipar.errors import ZipARError, reason
 from zipar.serving.batch import Recipe, Results
 from zipar.serving.folder import Folder
 from zipar.serving.lines import Line
-
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-import ray
-from ray.exceptions import RayError, RayTaskError
+from zipar.serving.machines import connected, needs
 
 CHUNKS = 2
 """That an actor has at a time."""
-OBJECTS = 256 * 2**20
-"""Bytes for what processes of a cluster of our own tell each other: lines and records, never pixels."""
 MOST_DEATHS = 10
 """Of actors, one after the other, that never made anything."""
 
@@ -51,16 +47,15 @@ class Workers:
         Args:
             count: of actors; None for one a GPU or, where there is none, one a CPU.
         """
-        there = ray.cluster_resources()
-        gpus = 0 if recipe.device == "cpu" else min(1, int(there.get("GPU", 0)))
         self._recipe, self._folder, self._deaths = recipe, Folder(recipe.out), 0
         kind: Any = ray.remote(_Worker)
-        self._kind = kind.options(num_cpus=1, num_gpus=gpus, max_concurrency=CHUNKS)
+        self._kind = kind.options(**(each := needs(recipe.device)), max_concurrency=CHUNKS)
         self._starting: dict[Any, Any] = {}
         """Actors by what they promise."""
         self._loads: dict[Any, int] = {}
         """Chunks of actors that have started."""
-        for _ in range(count or max(1, int(there.get("GPU" if gpus else "CPU", 1)))):
+        there = ray.cluster_resources().get("GPU" if each["num_gpus"] else "CPU", 1)
+        for _ in range(count or max(1, int(there))):
             self._start()
 
     def __call__(self, lines: Iterable[Line], alone: bool = False) -> Results:
@@ -150,21 +145,6 @@ def _answer(told: Any) -> Any:
 
 @contextmanager
 def workers(recipe: Recipe, address: str | None, count: int | None) -> Iterator[Workers]:
-    """Actors on a cluster.
-
-    Args:
-        address: of the cluster; None for one of this machine alone, which ends with the block.
-
-    Raises:
-        ZipARError: there is no cluster, or the model cannot be loaded.
-    """
-    own = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECTS}
-    try:
-        ray.init(**({"address": address} if address else own), log_to_driver=False, logging_level=logging.ERROR)
-    except (RayError, OSError, RuntimeError, ValueError) as error:
-        where = address or "on this machine"
-        raise ZipARError(f"no Ray cluster {where} ({reason(error)}): give the address of one that runs") from error
-    try:
+    """Actors on the cluster at an address, see ``connected``; they end with the block."""
+    with connected(address):
         yield Workers(recipe, count)
-    finally:
-        ray.shutdown()
