@@ -30,6 +30,8 @@ from zipar.serving.machines import connected  # noqa: E402
 @pytest.fixture(scope="module")
 def cluster():
     """Three nodes: one of the driver, on which nothing works, and two with a CPU each."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("RAY_memory_monitor_refresh_ms", "0")  # or what others take of the memory would end workers
     options = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 2**27}
     made = Cluster(initialize_head=True, head_node_args=options)
     for _ in range(2):
@@ -39,6 +41,7 @@ def cluster():
     ray.shutdown()
     made.shutdown()
     shutil.rmtree(place, ignore_errors=True)
+    patch.undo()
 
 
 @pytest.fixture(scope="module")
