@@ -40,7 +40,7 @@ def job(pipes, tmp_path):
     @contextmanager
     def making(rows=3, **options):
         folder = Folder(tmp_path / "out")
-        with Scheduler([Served.of("words", pipes["words"], 16)], rows=rows, queue=4 * rows) as scheduler:
+        with Scheduler([Served.of("words", pipes["words"], 16)], rows=rows, queue=8 * rows) as scheduler:
             yield Batch(scheduler, folder, **options), folder
 
     def run(lines, retry_failed=False, stop=None, **options):

@@ -81,7 +81,7 @@ def run(recipe, make, lines):
 
 def test_a_worker_and_a_node_are_killed(cluster, job, tmp_path):
     """Every id has one result, with the very bytes of the local run."""
-    count = 400
+    count = 120
     lines = [{"id": f"i{n}", "prompt": ("a coat", "a bag")[n % 2], "seed": n} for n in range(count)]
     lines[7] = {"id": "bad", "prompt": "a fox"}
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -94,12 +94,12 @@ def test_a_worker_and_a_node_are_killed(cluster, job, tmp_path):
 
     def kill():
         first, second = cluster.worker_nodes
-        while images() < 40:
+        while images() < 15:
             time.sleep(0.01)
         for process in processes(first):
             process.send_signal(signal.SIGKILL)
             killed.append(images())
-        while images() < 120:
+        while images() < 40:
             time.sleep(0.01)
         cluster.remove_node(second, allow_graceful=False)
         killed.append(images())

@@ -51,7 +51,7 @@ class Batch:
     ) -> None:
         """
         Args:
-            scheduler: of one model, with a queue for ``LANES`` lanes.
+            scheduler: of one model, with a queue for twice ``LANES`` lanes.
             defaults: fields of lines that have none.
             seed: of line 1, if it has none; others count up from there.
 
@@ -197,7 +197,8 @@ class Recipe:
             self.model, dtype=self.dtype, device=self.device, cuda_graphs=self.cuda_graphs, quantize=self.quantize
         )
         served = Served.of(self.name, pipe, self.longest_prompt)
-        with Scheduler([served], rows=self.rows, queue=LANES * self.rows) as scheduler:
+        # images count until a moment after they are told of
+        with Scheduler([served], rows=self.rows, queue=2 * LANES * self.rows) as scheduler:
             batch = Batch(scheduler, Folder(self.out), self.defaults, self.seed)
             scheduler.warm_up()
             yield batch
