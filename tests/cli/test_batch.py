@@ -62,6 +62,7 @@ def test_options_are_defaults(zipar, text_model, tmp_path):
     [
         (("--shard", "0/4"), "error: shard '0/4' is none: use 1/N to N/N, such as 3/8\n"),
         (("--shard", "5/4"), "error: shard '5/4' is none"),
+        (("--workers", "2"), "error: --workers 2 are of a Ray cluster: add --ray\n"),
         (("--strategy", "spiral"), "error: strategy 'spiral' is unknown"),
         (("--top-p", "7"), "error: top_p 7.0 is not possible"),
         (("--model", "nowhere"), "error: nowhere is no checkpoint"),
