@@ -77,11 +77,12 @@ class Replica:
             raise RuntimeError("the engine is dead")
 
 
-def deploy(setup: Setup, host: str, port: int, replicas: tuple[int, int]) -> None:
-    """Have replicas answer at an address on each machine that has some; returns once they do.
+def deploy(setup: Setup, host: str, port: int, replicas: tuple[int, int], proxies: str = "EveryNode") -> None:
+    """Have replicas answer at an address; returns once they do.
 
     Args:
         replicas: as few and as many; in between, by how many requests there are.
+        proxies: where the address is, as Ray Serve calls it: on each machine with a replica, or "HeadOnly".
 
     Raises:
         ZipARError: they cannot be made.
@@ -101,7 +102,7 @@ def deploy(setup: Setup, host: str, port: int, replicas: tuple[int, int]) -> Non
         **scaling,
     ).bind(setup)
     try:
-        serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
+        serve.start(proxy_location=proxies, http_options={"host": host, "port": port})
         serve.run(bound, name=APP, route_prefix="/")
     except (RayError, RuntimeError) as error:
         raise ZipARError(f"no replica could be made ({reason(error)}): see Ray's logs") from error
