@@ -68,14 +68,16 @@ def offline(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("zipar.evaluation.samples.Study.warm_up", stop)
     monkeypatch.setattr("zipar.serving.scheduler.Scheduler.warm_up", stop)
+    monkeypatch.setattr("zipar.serving.folder.Manifest.__init__", stop)
 
 
 @pytest.fixture(scope="module")
 def lines(text_model, tmp_path_factory):
     """Of each command, a line that it takes, but for files that no converter does."""
     folder = tmp_path_factory.mktemp("typed")
-    prompts, weights = folder / "prompts.txt", folder / "weights.pt"
+    prompts, lined, weights = folder / "prompts.txt", folder / "prompts.jsonl", folder / "weights.pt"
     prompts.write_text("a fox\nan apple\n")
+    lined.write_text('{"prompt": "a fox"}\n')
     weights.write_bytes(b"no checkpoint")
     model = ["--model", text_model]
     found = {
@@ -86,6 +88,7 @@ def lines(text_model, tmp_path_factory):
         ("plan",): model,
         ("prompts",): model,
         ("serve",): [*model, "--port", "0"],
+        ("batch",): [lined, "out", *model],
         ("convert", "commavq"): [folder, "out"],
         ("convert", "cosmos"): [weights, folder, "out"],
         ("convert", "emu3"): [folder, folder, "out"],
@@ -105,7 +108,7 @@ def lines(text_model, tmp_path_factory):
 def test_all_commands_are_walked(lines, zipar, offline):
     assert lines.keys() == COMMANDS.keys()
     for names, line in lines.items():
-        assert zipar(*line)[0] == (2 if names[0] in ("eval", "tune", "serve", "convert") else 0), line
+        assert zipar(*line)[0] == (2 if names[0] in ("eval", "tune", "serve", "batch", "convert") else 0), line
 
 
 @EXAMPLES

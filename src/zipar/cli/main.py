@@ -10,7 +10,7 @@ from typing import Annotated, TextIO
 import typer
 
 import zipar
-from zipar.cli import compare, convert, evaluate, generate, plan, prompts, serve, tune
+from zipar.cli import batch, compare, convert, evaluate, generate, plan, prompts, serve, tune
 from zipar.cli.terminal import give_up_stdout, spell_out
 from zipar.errors import ZipARError, reason
 
@@ -27,6 +27,7 @@ app.command("compare")(compare.compare)
 app.command("eval")(evaluate.evaluate)
 app.command("tune")(tune.tune)
 app.command("serve")(serve.serve)
+app.command("batch")(batch.batch)
 app.command("plan")(plan.plan)
 app.command("prompts")(prompts.prompts)
 app.add_typer(convert.app, name="convert")

@@ -178,6 +178,39 @@ GivenFrames = Annotated[
     ),
 ]
 
+_CAPACITY = "Capacity"
+Rows = Annotated[
+    int,
+    typer.Option(min=1, max=1024, metavar="IMAGES", help="That a lane decodes together.", rich_help_panel=_CAPACITY),
+]
+LongestPrompt = Annotated[
+    int,
+    typer.Option(
+        "--longest-prompt",
+        min=1,
+        max=65536,
+        metavar="TOKENS",
+        help="Lanes have memory for prompts of so many.",
+        rich_help_panel=_CAPACITY,
+    ),
+]
+
+RAY: dict[str, Any] = {"rich_help_panel": "Many machines: the extra zipar-torch\\[ray]"}
+Ray = Annotated[
+    bool, typer.Option("--ray", help="On a Ray cluster, of this machine alone unless there is an address.", **RAY)
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        envvar="RAY_ADDRESS",
+        metavar="HOST:PORT",
+        help="With --ray: of a cluster; auto for the one that this machine is of.",
+        show_default=False,
+        **RAY,
+    ),
+]
+
 PromptFile = Annotated[
     Path | None,
     typer.Argument(metavar="PROMPTS.txt", help="A prompt a line.", show_default="examples that suit the model"),

@@ -1,10 +1,13 @@
 """``zipar serve``: an image server that OpenAI's clients can talk to."""
 
+import re
 from typing import Annotated
 
 import typer
 
+from zipar.arguments import shown
 from zipar.cli import options
+from zipar.cli.terminal import orderly
 from zipar.errors import ZipARError, reason
 
 PANEL = "Capacity"
@@ -57,10 +60,7 @@ def serve(
     quantize: options.Quantize = None,
     device: options.Device = None,
     cuda_graphs: options.CudaGraphs = True,
-    rows: Annotated[
-        int,
-        typer.Option(min=1, max=1024, metavar="IMAGES", help="That a lane decodes together.", rich_help_panel=PANEL),
-    ] = 8,
+    rows: options.Rows = 8,
     lanes: Annotated[
         int,
         typer.Option(
@@ -77,17 +77,7 @@ def serve(
             min=10, max=65536, metavar="IMAGES", help="That wait at most; more are refused.", rich_help_panel=PANEL
         ),
     ] = 64,
-    longest_prompt: Annotated[
-        int,
-        typer.Option(
-            "--longest-prompt",
-            min=1,
-            max=65536,
-            metavar="TOKENS",
-            help="Lanes have memory for prompts of so many.",
-            rich_help_panel=PANEL,
-        ),
-    ] = 256,
+    longest_prompt: options.LongestPrompt = 256,
     api_key: Annotated[
         str | None,
         typer.Option(
@@ -107,6 +97,17 @@ def serve(
         ),
     ] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Write the log as JSON, a line a request.")] = False,
+    ray: options.Ray = False,
+    ray_address: options.RayAddress = None,
+    replicas: Annotated[
+        str,
+        typer.Option(
+            metavar="NUMBER[-MOST]",
+            help="With --ray: processes with all models each, and a queue of their own; 1-4 for as many as there is "
+            "work for.",
+            **options.RAY,
+        ),
+    ] = "1",
 ) -> None:
     """Serve models over HTTP, as OpenAI's API for images does. Needs the extra zipar-torch\\[serve].
 
@@ -116,8 +117,43 @@ def serve(
     wanted = [size for text in sizes or () if (size := options.parse_size(text))]
     names = list(dict.fromkeys(models or ["emoji"]))
     pairs = dict(alias.partition("=")[::2] for alias in aliases or ())
+    aliased = {alias: model or names[0] for alias, model in pairs.items()}
     if api_key is not None and not api_key.strip():
         raise ZipARError("the API key is empty: give one, or leave it out to let everybody in")
+    bounds = re.fullmatch(r"([1-9]\d{0,3})(?:-([1-9]\d{0,3}))?", replicas.strip(), re.ASCII)
+    if not bounds or int(bounds[2] or bounds[1]) < int(bounds[1]):
+        raise ZipARError(f"replicas {shown(replicas)} are none: use a number or two, such as 2 or 1-4")
+    least, most = int(bounds[1]), int(bounds[2] or bounds[1])
+    if most > 1 and not ray:
+        raise ZipARError(f"--replicas {replicas} are of a Ray cluster: add --ray")
+    if ray:
+        if not port:
+            raise ZipARError("port 0 is not possible with --ray, where each machine has it: give one")
+        try:
+            from zipar.serving.replicas import Setup, run
+        except ImportError as error:
+            raise ZipARError(f"this needs more packages ({reason(error)}): pip install 'zipar-torch[ray]'") from error
+        from zipar.cli import session
+
+        setup = Setup(
+            models={name: session.anywhere(name) for name in names},
+            strategy=strategy,
+            sizes=wanted,
+            dtype=dtype and dtype.value,
+            quantize=quantize and quantize.value,
+            device=device,
+            cuda_graphs=cuda_graphs,
+            rows=rows,
+            lanes=lanes,
+            queue=queue,
+            longest_prompt=longest_prompt,
+            aliases=aliased,
+            api_key=api_key,
+            allowed_origins=allowed_origins or (),
+        )
+        with orderly():
+            run(setup, ray_address, host, port, (least, most))
+        return
     try:
         from zipar.serving import server
         from zipar.serving.app import application
@@ -137,13 +173,12 @@ def serve(
         pipe = session.load(name, find(name), dtype, quantize, device, cuda_graphs, quiet=False)
         pipe.strategy = chosen or pipe.strategy
         served.append(Served.of(name, pipe, longest_prompt, wanted))
-    known = {alias: model or names[0] for alias, model in pairs.items()}
-    with session.enough_memory(), Scheduler(served, rows=rows, lanes=lanes, queue=queue, aliases=known) as scheduler:
+    with session.enough_memory(), Scheduler(served, rows=rows, lanes=lanes, queue=queue, aliases=aliased) as scheduler:
         scheduler.warm_up()
         for each in served:
             print(f"{each.name}: {', '.join(each.sizes)} pixels, lanes of {scheduler.memory(each) / 2**20:.0f} MiB")
-        most = lanes * max(map(scheduler.memory, served))
-        print(f"{lanes} lanes of {rows} images: {most / 2**20:.0f} MiB of keys and values at most")
+        memory = lanes * max(map(scheduler.memory, served))
+        print(f"{lanes} lanes of {rows} images: {memory / 2**20:.0f} MiB of keys and values at most")
         address, number = taken.getsockname()[:2]
         url = f"http://{f'[{address}]' if ':' in address else address}:{number}/v1"
         app = application(scheduler, api_key=api_key, allowed_origins=allowed_origins or ())

@@ -25,6 +25,7 @@ from zipar.grid import TokenGrid
 from zipar.models import auto
 from zipar.models.base import VideoModel, VisualModel
 from zipar.pipeline import DecodingStats, Pipeline, PipelineOutput, pipeline
+from zipar.pretrained import directory as embedded
 from zipar.videos import Video, given_frames
 
 EXAMPLES = 32
@@ -179,7 +180,7 @@ def load(
     Raises:
         ZipARError: it cannot be loaded.
     """
-    _hush()
+    hush()
     with spinner(f"loading {name}", quiet):
         return pipeline(
             directory,
@@ -188,6 +189,16 @@ def load(
             quantize=quantize.value if quantize else None,
             cuda_graphs=cuda_graphs,
         )
+
+
+def anywhere(model: str) -> str | Path:
+    """What ``zipar.pipeline`` takes for the model of that name in other directories too, and on other machines.
+
+    Raises:
+        ZipARError: there is no such model.
+    """
+    auto.find(model, weights=False)
+    return Path(model).resolve() if not embedded(model) and is_directory(Path(model)) else model
 
 
 def makes_clips(model: str) -> bool:
@@ -314,7 +325,7 @@ def seconds(stats: DecodingStats) -> float:
     return stats.prefill_seconds + stats.decode_seconds + stats.vision_seconds
 
 
-def _hush() -> None:
+def hush() -> None:
     """No bars of transformers' own beside ours; after ``find``, whose downloads do show one."""
     from huggingface_hub.utils.tqdm import disable_progress_bars
     from transformers.utils.logging import disable_progress_bar

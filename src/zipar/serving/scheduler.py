@@ -440,6 +440,7 @@ class Scheduler:
 
     def _fail(self, image: _Image, error: Exception) -> None:
         """Tell the request why; its other images are not wanted then."""
+        cause = error
         if isinstance(error, ZipARError):
             error = APIError.of(error)
         elif isinstance(error, torch.OutOfMemoryError):
@@ -447,6 +448,8 @@ class Scheduler:
         elif not isinstance(error, APIError):
             log.error("an image failed", exc_info=error)
             error = APIError(500, "the server failed over this image, and has written down why: try again")
+        if error is not cause:
+            error.__cause__ = cause
         self._tell(image, Failed(error))
         image.job.cancel()
         self._settle(image)
