@@ -9,14 +9,13 @@ import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
 from time import perf_counter
 from typing import Any, NamedTuple, TypeAlias
 
-from zipar.decoding import names
 from zipar.errors import ZipARError, reason
 from zipar.pipeline import pipeline
 from zipar.serving import protocol
@@ -234,19 +233,7 @@ def _lane(line: Line) -> str:
 
 
 def _success(line: Line, file: str, job: Job, made: Made) -> Record:
-    order = job.order
-    return {
-        "id": line.id,
-        "file": file,
-        "model": job.model,
-        "prompt": order.prompt,
-        "negative_prompt": order.negative,
-        "seed": made.seed,
-        "size": order.size,
-        "strategy": names.name(order.style.strategy),
-        **asdict(order.sampling),
-        "passes": made.passes,
-    }
+    return {"id": line.id, "file": file, **job.order.settings(0), "passes": made.passes}
 
 
 def _failure(line: Line, error: str) -> Record:

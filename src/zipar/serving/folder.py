@@ -152,10 +152,16 @@ class Manifest:
 
 
 def with_text(png: bytes, text: str) -> bytes:
-    """A PNG with ``text``, which is ASCII, under ``KEYWORD``; pixels are as they were."""
-    header, chunk = 8 + 25, b"tEXt" + KEYWORD.encode() + b"\0" + text.encode("ascii")
-    whole = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    return png[:header] + whole + png[header:]
+    """A PNG with ``text``, which is ASCII, under ``KEYWORD`` in place of what was; pixels are as they were."""
+    own = b"tEXt" + KEYWORD.encode() + b"\0"
+    chunk, place = own + text.encode("ascii"), 8 + 25
+    parts = [png[:place], struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))]
+    while place < len(png):
+        end = place + 12 + int.from_bytes(png[place : place + 4], "big")
+        if not png.startswith(own, place + 4):
+            parts.append(png[place:end])
+        place = end
+    return b"".join(parts)
 
 
 def _written(record: Record) -> bytes:
