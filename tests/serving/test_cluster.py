@@ -21,9 +21,9 @@ from ray.cluster_utils import Cluster  # noqa: E402
 
 from zipar.serving import replicas  # noqa: E402
 from zipar.serving.batch import Recipe, finished  # noqa: E402
-from zipar.serving.cluster import workers  # noqa: E402
+from zipar.serving.cluster import Worker, workers  # noqa: E402
 from zipar.serving.folder import Folder, Manifest  # noqa: E402
-from zipar.serving.lines import Line, PromptFile  # noqa: E402
+from zipar.serving.lines import PromptFile  # noqa: E402
 from zipar.serving.machines import connected  # noqa: E402
 
 
@@ -63,7 +63,7 @@ def job(tmp_path, clothes):
     return make
 
 
-def processes(node, name="ray::_Worker"):
+def processes(node, name="ray::Worker"):
     """Of the workers on a node."""
     import psutil
 
@@ -124,13 +124,9 @@ def test_a_worker_and_a_node_are_killed(cluster, job, tmp_path):
     assert not list(recipe.out.glob(".zipar/*.tries"))
 
 
-def test_machines_that_do_not_share_the_directory(cluster, job):
-    recipe = job("c")
-    with (
-        workers(recipe, cluster.address, None) as make,
-        pytest.raises(ZipARError, match="is not there on"),
-    ):
-        list(make([Line(1, "1", {"prompt": "a coat"})]))
+def test_machines_that_do_not_share_the_directory(job):
+    with pytest.raises(ZipARError, match="is not there on"):
+        Worker().start(job("elsewhere"))
 
 
 @pytest.fixture(scope="module")

@@ -26,16 +26,22 @@ MOST_DEATHS = 10
 """Of actors, one after the other, that never made anything."""
 
 
-class _Worker:
+class Worker:
     """An actor: a pipeline and its lanes."""
 
     def start(self, recipe: Recipe) -> None:
+        """Load the model.
+
+        Raises:
+            ZipARError: it cannot, or the machine has no such directory.
+        """
         if not Folder(recipe.out).hidden.is_dir():
             raise ZipARError(f"{recipe.out} is not there on {gethostname()}: use a directory that all machines share")
         self._held = ExitStack()  # until the process ends
         self._batch = self._held.enter_context(recipe.started())
 
     def make(self, lines: list[Line], alone: bool) -> list[Any]:
+        """What a ``Batch`` makes of them."""
         return list(self._batch(lines, alone))
 
 
@@ -48,7 +54,7 @@ class Workers:
             count: of actors; None for one a GPU or, where there is none, one a CPU.
         """
         self._recipe, self._folder, self._deaths = recipe, Folder(recipe.out), 0
-        kind: Any = ray.remote(_Worker)
+        kind: Any = ray.remote(Worker)
         self._kind = kind.options(**(each := needs(recipe.device)), max_concurrency=CHUNKS)
         self._starting: dict[Any, Any] = {}
         """Actors by what they promise."""
