@@ -27,15 +27,26 @@ from zipar.serving.lines import PromptFile  # noqa: E402
 from zipar.serving.machines import connected  # noqa: E402
 
 
+def patiently(start, **options):
+    """Start a node: Ray gives it half a minute, in which a busy machine may not come to it."""
+    for left in (2, 1, 0):
+        try:
+            return start(**options)
+        except Exception as error:
+            if "timed out during startup" not in str(error) or not left:
+                raise
+    return None
+
+
 @pytest.fixture(scope="module")
 def cluster():
     """Three nodes: one of the driver, on which nothing works, and two with a CPU each."""
     patch = pytest.MonkeyPatch()
     patch.setenv("RAY_memory_monitor_refresh_ms", "0")  # or what others take of the memory would end workers
     options = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 2**27}
-    made = Cluster(initialize_head=True, head_node_args=options)
+    made = patiently(Cluster, initialize_head=True, head_node_args=options)
     for _ in range(2):
-        made.add_node(num_cpus=1, object_store_memory=2**27)
+        patiently(made.add_node, num_cpus=1, object_store_memory=2**27)
     yield made
     place = made.head_node.get_session_dir_path()
     ray.shutdown()
@@ -134,7 +145,7 @@ def address(cluster, clothes):
     """Where two replicas answer."""
     setup = replicas.Setup({"clothes": clothes}, device="cpu", rows=2, lanes=1, queue=10, longest_prompt=16)
     while len(cluster.worker_nodes) < 2:
-        cluster.add_node(num_cpus=1, object_store_memory=2**27)
+        patiently(cluster.add_node, num_cpus=1, object_store_memory=2**27)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
