@@ -1,4 +1,5 @@
 import copy
+import gc
 import importlib.util
 import json
 import os
@@ -64,6 +65,10 @@ from zipar.prompts import PromptVocabulary
 
 settings.register_profile("zipar", deadline=None, derandomize=True)
 settings.load_profile("zipar")
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what was imported stays, so no collection need look through it again
 
 
 @pytest.fixture
