@@ -43,13 +43,13 @@ def test_the_judge_sees_what_was_asked_for(clips):
 def test_the_default_is_lossless_in_a_fifth_of_the_passes(clips):
     raster, ours = (clips(PROMPTS[:2], seed=1, strategy=strategy) for strategy in ("raster", None))
     assert np.array_equal(raster.tokens, ours.tokens)
-    passes = [clips(prompt, seed=seed).stats.forward_passes for seed, prompt in enumerate(PROMPTS)]
+    passes = [clips(prompt, seed=seed).stats.forward_passes for seed, prompt in enumerate(PROMPTS[::2])]
     assert np.mean(passes) <= 0.2 * raster.stats.forward_passes
 
 
 def test_given_frames_go_on(clips):
     """What moves in the two frames that are given moves in all that follow."""
-    first = clips(PROMPTS[1], seed=1, strategy="raster")
+    first = clips(PROMPTS[1], seed=1)
     given = shown(first)[:, :2]
     on = clips(PROMPTS[1], seed=2, given=given)
     assert on.tokens.shape == first.tokens.shape

@@ -34,13 +34,13 @@ def test_prompts_are_classes_by_name_or_number(fashion):
 
 @pytest.mark.parametrize("strategy", [zipar.Raster(), zipar.DEFAULT])
 def test_the_judge_sees_what_was_asked_for(fashion, strategy):
-    """More than half of 40 pictures: a painter that ignores its prompts has one in ten, and passes with p < 1e-10."""
+    """More than half of 20 pictures: a painter that ignores its prompts has one in ten, and passes with p < 1e-6."""
     judge = Judge.load(pretrained.directory("fashion") / "judge")
-    images = fashion(CLASSES * 4, strategy=strategy).images
+    images = fashion(CLASSES * 2, strategy=strategy).images
     seen = judge.classify(np.stack([np.asarray(image) for image in images]))["class"]
-    assert sum(value == asked for value, asked in zip(seen, CLASSES * 4, strict=True)) > 20
+    assert sum(value == asked for value, asked in zip(seen, CLASSES * 2, strict=True)) > 10
 
 
 def test_the_default_takes_a_fifth_of_the_passes(fashion):
-    passes = [fashion(name, seed=seed).stats.forward_passes for seed, name in enumerate(CLASSES)]
+    passes = [fashion(name, seed=seed).stats.forward_passes for seed, name in enumerate(CLASSES[::2])]
     assert np.mean(passes) < 0.2 * 256
