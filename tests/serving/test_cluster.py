@@ -44,6 +44,7 @@ def cluster():
     patch = pytest.MonkeyPatch()
     patch.setenv("RAY_memory_monitor_refresh_ms", "0")  # or what others take of the memory would end workers
     options = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 2**27}
+    options |= {"include_log_monitor": False, "no_monitor": True}  # fewer processes start sooner
     made = patiently(Cluster, initialize_head=True, head_node_args=options)
     for _ in range(2):
         patiently(made.add_node, num_cpus=1, object_store_memory=2**27)
