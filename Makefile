@@ -4,7 +4,7 @@ CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-page test-oldest lint clean
+.PHONY: demo test test-cluster test-page test-oldest lint clean
 
 demo: $(READY)
 	$(BIN)/zipar compare "a large red fox in the center on a blue background, 3d style" --output demo.png --animate demo.gif
@@ -12,7 +12,12 @@ demo: $(READY)
 # of tiny tensors: more threads would only wait for each other
 test: export OMP_NUM_THREADS = 1
 test: $(READY)
-	$(BIN)/python -m pytest -q --numprocesses logical --ignore tests/serving/test_page.py
+	$(BIN)/python -m pytest -q --numprocesses logical --ignore tests/serving/test_page.py --ignore tests/serving/test_cluster.py
+
+# of many machines: a cluster takes all cores to start
+test-cluster: export OMP_NUM_THREADS = 1
+test-cluster: $(READY)
+	$(BIN)/python -m pytest -q tests/serving/test_cluster.py
 
 # of the server's page, in a browser
 test-page: export OMP_NUM_THREADS = 1
