@@ -38,13 +38,17 @@ class Served:
             sizes: (height, width) in pixels, besides the model's own.
 
         Raises:
-            ZipARError: it makes clips, or no images of a size.
+            ZipARError: it makes clips, writes an image in several grids, or makes no images of a size.
         """
         if isinstance(pipe.model, VideoModel):
             raise ZipARError(f"{name} makes clips, and the images API has none: serve a model of images")
         grids = {
             f"{width}x{height}": pipe.model.grid(height, width) for height, width in (pipe.model.image_size, *sizes)
         }
+        if any(len(pipe.model.grids(grid)) > 1 for grid in grids.values()):
+            raise ZipARError(
+                f"{name} writes several grids of tokens for an image, and lanes hold one: use `zipar generate`"
+            )
         return cls(name, pipe, grids, longest_prompt)
 
     def _takes_negative_prompts(self) -> bool:
