@@ -36,6 +36,7 @@ from zipar.serving.events import Made
 from zipar.serving.painter import encode
 from zipar.serving.scheduler import Scheduler
 from zipar.serving.served import Served
+from zipar.serving.threads import aside
 
 ENGINES = {"ours": "continuous batching", "one": "one image at a time", "queued": "a batch of what has queued"}
 LOADS = (0.1, 0.5, 0.9, 1.5)
@@ -74,7 +75,7 @@ class Queued(Scheduler):
 
 def serve(args: argparse.Namespace) -> None:
     """The other process: a server with one of the engines, whose port is the first line it prints."""
-    pipe = pipeline(args)
+    pipe = aside(partial(pipeline, args))
     kind = Scheduler if args.serve == "ours" else Queued
     rows = 1 if args.serve == "one" else args.rows
     taken = server.bind("127.0.0.1", 0)

@@ -1,6 +1,7 @@
 """``zipar serve``: an image server that OpenAI's clients can talk to."""
 
 import re
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -166,11 +167,12 @@ def serve(
     from zipar.models.auto import find
     from zipar.serving.scheduler import Scheduler
     from zipar.serving.served import Served
+    from zipar.serving.threads import aside
 
     chosen = None if strategy is None else parse(strategy)
     served = []
     for name in names:
-        pipe = session.load(name, find(name), dtype, quantize, device, cuda_graphs, quiet=False)
+        pipe = aside(partial(session.load, name, find(name), dtype, quantize, device, cuda_graphs, quiet=False))
         pipe.strategy = chosen or pipe.strategy
         served.append(Served.of(name, pipe, longest_prompt, wanted))
     with session.enough_memory(), Scheduler(served, rows=rows, lanes=lanes, queue=queue, aliases=aliased) as scheduler:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
@@ -25,6 +26,7 @@ from zipar.serving.lines import Line
 from zipar.serving.protocol import APIError, ImageRequest
 from zipar.serving.scheduler import Job, Scheduler
 from zipar.serving.served import Served
+from zipar.serving.threads import aside
 
 TRIES = 3
 """Of a line, over all processes that ever worked at it."""
@@ -192,9 +194,8 @@ class Recipe:
         Raises:
             ZipARError: it cannot be loaded, or does not make such images.
         """
-        pipe = pipeline(
-            self.model, dtype=self.dtype, device=self.device, cuda_graphs=self.cuda_graphs, quantize=self.quantize
-        )
+        options = {"dtype": self.dtype, "device": self.device, "quantize": self.quantize}
+        pipe = aside(partial(pipeline, self.model, cuda_graphs=self.cuda_graphs, **options))
         served = Served.of(self.name, pipe, self.longest_prompt)
         # images count until a moment after they are told of
         with Scheduler([served], rows=self.rows, queue=2 * LANES * self.rows) as scheduler:

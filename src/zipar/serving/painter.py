@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from zipar.grid import TokenGrid
 from zipar.models.base import VisualModel
+from zipar.serving import threads
 
 EMPTY = 0xE6
 """The grey of tokens that are still to come."""
@@ -22,7 +22,7 @@ class Painter:
     """One thread, and on a GPU a stream of its own."""
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "zipar-painter")
+        self._thread = threads.single("zipar-painter")
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
     def put(self, work: Callable[..., None], device: torch.device, *arguments: Any) -> None:

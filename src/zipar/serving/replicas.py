@@ -6,6 +6,7 @@ Each is a scheduler with a queue of its own, which refuses what is too much, as 
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from zipar.serving.app import application
 from zipar.serving.machines import connected, needs
 from zipar.serving.scheduler import Scheduler
 from zipar.serving.served import Served
+from zipar.serving.threads import aside
 
 APP = "zipar"
 """What Serve calls it."""
@@ -55,7 +57,7 @@ class Setup:
         options: dict[str, Any] = {"dtype": self.dtype, "quantize": self.quantize, "device": self.device}
         served = []
         for name, model in self.models.items():
-            pipe = pipeline(model, cuda_graphs=self.cuda_graphs, **options)
+            pipe = aside(partial(pipeline, model, cuda_graphs=self.cuda_graphs, **options))
             pipe.strategy = parse(self.strategy) if self.strategy else pipe.strategy
             served.append(Served.of(name, pipe, self.longest_prompt, self.sizes))
         return Scheduler(served, rows=self.rows, lanes=self.lanes, queue=self.queue, aliases=self.aliases)
