@@ -17,7 +17,7 @@ from torch import Tensor
 
 from decoding import machine
 from studies import SEED, prompts
-from zipar import CoupledJacobi, Raster, TokenGrid, ZipAR
+from zipar import DEFAULT, CoupledJacobi, Raster, TokenGrid, ZipAR
 from zipar.decoding.engine import decode
 from zipar.decoding.jacobi import Ahead
 from zipar.decoding.sampling import gumbel, log_probabilities_of, probabilities, revise
@@ -156,7 +156,7 @@ RULES: dict[str, tuple[str, Strategy]] = {
         ParallelRows(2, 8, True),
     ),
     "`zipar:2:8`, ours": ("equality in each row; other rows' drafts seen once trusted", ZipAR(2, 8)),
-    "`zipar:12:16:4:wave`, ours": ("the same; windows of 4 nats", ZipAR(12, 16, "wave", 4.0)),
+    "default, ours": ("the same; the window measured in nats", DEFAULT),
 }
 
 
