@@ -38,7 +38,7 @@ def test_defaults(compare, tmp_path, plain):
     (tmp_path / "all.json").unlink()
     assert rows["raster"]["as_raster"] == rows["jacobi:32"]["as_raster"] == 1  # one of many, so it is no accident
     assert rows["zipar:4"]["as_raster"] < 0.9
-    for name in ("raster", "zipar:4", "zipar:12:16:5:wave", "jacobi:32"):
+    for name in ("raster", "zipar:4", "zipar:12:16:4:wave", "jacobi:32"):
         assert name in out
     assert [path.name for path in tmp_path.iterdir()] == ["compare.png"]
     assert compare("--quiet") == (0, "", "")
@@ -76,7 +76,7 @@ def test_clips_play_side_by_side(zipar, clips_directory, tmp_path, plain):
     code, out, err = zipar(*arguments, "--stats", "out.json", "--animate", "wave.gif")
     assert (code, err) == (0, "")
     rows = {row["strategy"]: row for row in json.loads((tmp_path / "out.json").read_text())["strategies"]}
-    assert list(rows) == ["raster", "zipar:4", "zipar:12:16:5:wave", "jacobi:32", "zipar:4:wave@4"]
+    assert list(rows) == ["raster", "zipar:4", "zipar:12:16:4:wave", "jacobi:32", "zipar:4:wave@4"]
     # 3 frames, then one more that goes on from one
     assert [rows[name]["forward_passes"] for name in ("raster", "zipar:4", "zipar:4:wave@4")] == [64, 64, 24 + 16]
     assert rows["raster"]["as_raster"] == rows["jacobi:32"]["as_raster"] == 1

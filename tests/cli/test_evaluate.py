@@ -185,7 +185,7 @@ def test_clips(evaluate_clips, tmp_path):
     record = figures(tmp_path / "out" / "report.json")
     assert (record["frames"], record["given_frames"]) == (3, 0)
     rows = {row["strategy"]: row for row in record["strategies"]}
-    assert list(rows) == ["raster", "zipar:4", "zipar:2", "zipar:12:16:5:wave", "jacobi:32", "zipar:4:wave@4"]
+    assert list(rows) == ["raster", "zipar:4", "zipar:2", "zipar:12:16:4:wave", "jacobi:32", "zipar:4:wave@4"]
     assert [rows[name]["forward_passes"] for name in ("raster", "zipar:2", "zipar:4:wave@4")] == [48, 36, 24]
     assert rows["jacobi:32"]["gap"]["value"] == pytest.approx(0, abs=1e-6)
     assert rows["zipar:4:wave@4"]["gap"]["value"] != pytest.approx(0, abs=1e-3)

@@ -17,7 +17,7 @@ from zipar.serving.protocol import APIError
 from zipar.serving.scheduler import Scheduler
 from zipar.serving.served import Served
 
-STRATEGIES = ["raster", "zipar:2", "zipar:1:4", "adaptive:1", "jacobi:4", "zipar:12:16:5:wave"]
+STRATEGIES = ["raster", "zipar:2", "zipar:1:4", "adaptive:1", "jacobi:4", "zipar:12:16:4:wave"]
 PROMPTS = ["a red fox in the snow", "fox", "two small birds", "snow"]
 
 

@@ -11,7 +11,7 @@ import typer
 from zipar.arguments import shown
 from zipar.errors import ZipARError, reason
 
-DEFAULT_STRATEGY, DEFAULT_WINDOW = "zipar:12:16:5:wave", "4"
+DEFAULT_STRATEGY, DEFAULT_WINDOW = "zipar:12:16:4:wave", "4"
 """As text for the help; they are ``names.DEFAULT`` and that of ``ZipAR()``, which take too long to import for it."""
 
 MOST_IMAGES = 65_536

@@ -17,7 +17,7 @@ STRATEGIES: dict[str, type[Any]] = {
     "adaptive": AdaptiveZipAR,
     "jacobi": CoupledJacobi,
 }
-DEFAULT = ZipAR(12, 16, "wave", 5.0)
+DEFAULT = ZipAR(12, 16, "wave", 4.0)
 """Of pipelines and accelerated models; docs/quality.md has what it does to images of models sure and unsure."""
 FORMS = (
     "raster",
