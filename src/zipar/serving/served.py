@@ -15,6 +15,7 @@ from zipar.grid import TokenGrid
 from zipar.models.base import VideoModel, VisualModel
 from zipar.pipeline import Pipeline
 from zipar.serving.protocol import APIError, ImageRequest
+from zipar.serving.threads import aside
 
 TRIED = ("raster", "zipar:4", "zipar:8", "jacobi:16")
 """Strategies that are named to those who ask what there is, after the one that is as by default."""
@@ -65,6 +66,9 @@ class Served:
 
     def about(self) -> dict[str, Any]:
         """What those may know who write requests: the sizes, what is as by default, strategies to try, prompts."""
+        return aside(self._about)
+
+    def _about(self) -> dict[str, Any]:
         model, grid = self.model, next(iter(self.sizes.values()))
         vocabulary = model.vocabulary
         strategies = dict.fromkeys((self.pipe.strategy, *map(names.parse, TRIED)))
