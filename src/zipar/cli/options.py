@@ -178,10 +178,10 @@ GivenFrames = Annotated[
     ),
 ]
 
-_CAPACITY = "Capacity"
+CAPACITY = "Capacity"
 Rows = Annotated[
     int,
-    typer.Option(min=1, max=1024, metavar="IMAGES", help="That a lane decodes together.", rich_help_panel=_CAPACITY),
+    typer.Option(min=1, max=1024, metavar="IMAGES", help="That a lane decodes together.", rich_help_panel=CAPACITY),
 ]
 LongestPrompt = Annotated[
     int,
@@ -191,7 +191,7 @@ LongestPrompt = Annotated[
         max=65536,
         metavar="TOKENS",
         help="Lanes have memory for prompts of so many.",
-        rich_help_panel=_CAPACITY,
+        rich_help_panel=CAPACITY,
     ),
 ]
 

@@ -11,8 +11,6 @@ from zipar.cli import options
 from zipar.cli.terminal import orderly
 from zipar.errors import ZipARError, reason
 
-PANEL = "Capacity"
-
 
 def serve(
     models: Annotated[
@@ -69,13 +67,17 @@ def serve(
             max=64,
             metavar="NUMBER",
             help="Held at most: each is for images of one model, size, strategy and filters.",
-            rich_help_panel=PANEL,
+            rich_help_panel=options.CAPACITY,
         ),
     ] = 2,
     queue: Annotated[
         int,
         typer.Option(
-            min=10, max=65536, metavar="IMAGES", help="That wait at most; more are refused.", rich_help_panel=PANEL
+            min=10,
+            max=65536,
+            metavar="IMAGES",
+            help="That wait at most; more are refused.",
+            rich_help_panel=options.CAPACITY,
         ),
     ] = 64,
     longest_prompt: options.LongestPrompt = 256,

@@ -2,8 +2,8 @@
 
 Each thread in which PyTorch computes has a team of OpenMP threads, for as long as it lives. Those of a team spin while
 they wait for their next work, but only where all teams together have no more threads than there are cores; else they
-sleep, and are woken for every operator, over which small models take half as long again. So models are loaded in a
-thread that ends, and the painter's has no team.
+sleep, and are woken for every operator, over which small models take half as long again. So what else computes,
+as what loads models, does it in a thread that ends, and the painter's has no team.
 """
 
 from collections.abc import Callable
