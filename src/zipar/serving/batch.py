@@ -14,13 +14,12 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
-from time import perf_counter
 from typing import Any, NamedTuple, TypeAlias
 
 from zipar.errors import ZipARError, reason
 from zipar.pipeline import pipeline
 from zipar.serving import protocol
-from zipar.serving.events import Begun, Event, Failed, Made
+from zipar.serving.events import Event, Failed, Made
 from zipar.serving.folder import Folder, Record
 from zipar.serving.lines import Line
 from zipar.serving.protocol import APIError, ImageRequest
@@ -80,8 +79,7 @@ class Batch:
         """
         coming, again, flights = iter(lines), deque[Line](), dict[str, _Flight]()
         most = 1 if alone else LANES * self._scheduler.rows
-        told: SimpleQueue[tuple[str, float, Event]] = SimpleQueue()
-        begun: dict[str, float] = {}
+        told: SimpleQueue[tuple[str, Event]] = SimpleQueue()
         why: dict[str, str] = {}
         try:
             while True:
@@ -103,19 +101,16 @@ class Batch:
                     yield line, record
                 if not flights:
                     return
-                name, moment, event = told.get()
+                name, event = told.get()
                 match event:
-                    case Begun():
-                        begun[name] = moment
                     case Made():
                         line, job = flights.pop(name)
                         self._failures = 0
                         record = _success(line, self._folder.name(name), job, event)
                         self._folder.save(record, event.content)
-                        yield line, record | {"seconds": round(moment - begun.pop(name), 4)}
+                        yield line, record | {"seconds": round(event.seconds, 4)}
                     case Failed(error):
                         line, _ = flights.pop(name)
-                        begun.pop(name, None)
                         if error.status < 500:  # so it would be every time
                             yield line, _failure(line, error.message)
                         else:
@@ -137,7 +132,7 @@ class Batch:
         """What became of a line already."""
         return self._folder.record(line.id) if line.error is None else _failure(line, line.error)
 
-    def _begin(self, line: Line, told: "SimpleQueue[tuple[str, float, Event]]") -> _Flight:
+    def _begin(self, line: Line, told: "SimpleQueue[tuple[str, Event]]") -> _Flight:
         """Have a line made.
 
         Raises:
@@ -146,7 +141,7 @@ class Batch:
         asked = self._asked({"seed": self._seed + line.number - 1} | line.fields)
         self._folder.begin(line.id)
         try:
-            job = self._scheduler.submit(asked, lambda event: told.put((line.id, perf_counter(), event)))
+            job = self._scheduler.submit(asked, lambda event: told.put((line.id, event)))
         except APIError as error:
             self._folder.withdraw(line.id)
             if error.status >= 500:
