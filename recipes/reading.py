@@ -108,4 +108,4 @@ def learn(
 
     optimizer = torch.optim.Adam(reader.parameters(), lr=2e-3, betas=(0.9, 0.98))
     training.run(build / "text_encoder.pt", reader, [optimizer], loss_of, steps=steps, decay=0.99)
-    torch.save(reader.text_encoder.state_dict(), build / "text_encoder_final.pt")
+    training.keep(reader.text_encoder.state_dict(), build / "text_encoder_final.pt")

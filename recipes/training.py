@@ -3,13 +3,21 @@
 import math
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from zipar.models.llamagen import Transformer
+from zipar.writing import write
+
+
+def keep(state: Any, path: Path) -> None:
+    """``torch.save`` of a whole file, or of none."""
+    write({path: partial(torch.save, state)})
 
 
 def batch_rng(seed: int, step: int) -> np.random.Generator:
@@ -87,7 +95,6 @@ def run(
     When done, ``model`` holds the averaged weights.
     """
     name = path.stem
-    path.parent.mkdir(parents=True, exist_ok=True)
     average = Average(model, decay)
     first = 0
     if path.exists():
@@ -124,6 +131,5 @@ def run(
                 "rates": rates,
                 "step": step + 1,
             }
-            torch.save(state, path.with_suffix(".tmp"))
-            path.with_suffix(".tmp").replace(path)
+            keep(state, path)
     model.load_state_dict(average.weights)

@@ -154,7 +154,7 @@ class Tokens:
         return cls(**torch.load(build / "tokens.pt", weights_only=True))
 
     def save(self, build: Path) -> None:
-        torch.save({"frames": self.frames, "bar": self.bar}, build / "tokens.pt")
+        training.keep({"frames": self.frames, "bar": self.bar}, build / "tokens.pt")
 
     def clip(self, scene: Scene) -> Tensor:
         """Tokens of a scene, int64 (frames * 8 * 8)."""
@@ -197,7 +197,7 @@ def main() -> None:
     tokens = Tokens.of(model, painter)
     tokens.save(args.build)
     learn_to_draw(model, painter, args.build, args.draw_steps, args.batch, args.seed)
-    torch.save(model.state_dict(), args.build / "image_tokenizer_final.pt")
+    training.keep(model.state_dict(), args.build / "image_tokenizer_final.pt")
     print(quality(model, painter, tokens, args.seed))
 
 

@@ -136,8 +136,8 @@ def main() -> None:
     for part in (model.encoder, model.quant_conv, model.quantize):
         part.to(torch.bfloat16).float()  # as they ship, so that the tokens learned are the tokens shipped
     refine(model, pictures, args)
-    torch.save(model.state_dict(), scenes.BUILD / "image_tokenizer_final.pt")
-    torch.save(encode(model, drawn_from, pictures), scenes.BUILD / "tokens.pt")
+    training.keep(model.state_dict(), scenes.BUILD / "image_tokenizer_final.pt")
+    training.keep(encode(model, drawn_from, pictures), scenes.BUILD / "tokens.pt")
 
 
 def refine(model: VQModel, pictures: artwork.Artwork, args: argparse.Namespace) -> None:

@@ -50,7 +50,7 @@ def main() -> None:
 
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3, betas=(0.9, 0.99))
     training.run(build / "image_tokenizer.pt", model, [optimizer], loss_of, steps=args.steps, decay=0.99)
-    torch.save(model.state_dict(), build / "image_tokenizer_final.pt")
+    training.keep(model.state_dict(), build / "image_tokenizer_final.pt")
     with torch.inference_mode():
         test = Pictures.load(build, "test").images[:500]
         pixels, tokens = training.to_pixels(list(test)), held["test"][:500].long().unflatten(1, (made.grid, made.grid))

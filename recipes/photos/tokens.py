@@ -3,6 +3,7 @@
 import torch
 
 import kmeans
+import training
 from photos import recipe
 from photos.pictures import Pictures
 from photos.recipe import PATCH
@@ -26,7 +27,7 @@ def main() -> None:
         parts = (kmeans.patches(images[i : i + 1000], PATCH) for i in range(0, len(images), 1000))
         tokens[name] = torch.cat([kmeans.nearest(rows, centres).short() for rows in parts])
         print(f"tokens of {len(images)} pictures, {name}", flush=True)
-    torch.save({"centres": centres, **tokens}, build / "tokens.pt")
+    training.keep({"centres": centres, **tokens}, build / "tokens.pt")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import httpx2
 import openai
@@ -80,7 +81,11 @@ def processes(node, name="ray::Worker"):
     import psutil
 
     raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-    return [each for each in raylet.children(recursive=True) if " ".join(each.cmdline()).startswith(name)]
+    found = []
+    for each in raylet.children(recursive=True):
+        with suppress(psutil.Error):  # some end meanwhile
+            found += [each] * " ".join(each.cmdline()).startswith(name)
+    return found
 
 
 def run(recipe, make, lines):
@@ -91,7 +96,7 @@ def run(recipe, make, lines):
     return [json.loads(line) for line in manifest.path.read_text().splitlines()]
 
 
-def test_a_worker_and_a_node_are_killed(cluster, job, tmp_path):
+def test_a_worker_and_a_node_are_killed(cluster, job, tmp_path, helpers):
     """Every id has one result, with the very bytes of the local run."""
     count = 120
     lines = [{"id": f"i{n}", "prompt": ("a coat", "a bag")[n % 2], "seed": n} for n in range(count)]
@@ -116,9 +121,11 @@ def test_a_worker_and_a_node_are_killed(cluster, job, tmp_path):
         cluster.remove_node(second, allow_graceful=False)
         killed.append(images())
 
-    killer = threading.Thread(target=kill)
-    killer.start()
+    killer = threading.Thread(target=kill, daemon=True)
+    Folder(recipe.out).hidden.mkdir()  # workers look for it when they start
     with workers(recipe, cluster.address, 2) as make:
+        helpers.until(lambda: all(map(processes, cluster.worker_nodes)), 120)  # or one of them makes all
+        killer.start()
         found = run(recipe, make, lines)
     killer.join()
     assert len(killed) >= 2
