@@ -43,6 +43,8 @@ LOADS = (0.1, 0.5, 0.9, 1.5)
 """Shares of the offline rate. The first is light load, the last one saturates."""
 FEWEST = 24
 """Requests of a load, however light."""
+PROMPTS = 32
+"""That requests take in turn; the seed is a request's number."""
 MARK = "<!-- written by benchmarks/serving.py -->\n"
 Figures = dict[str, Any]
 
@@ -109,8 +111,8 @@ def running(engine: str, args: argparse.Namespace) -> Iterator[int]:
 
 
 def offline(pipe: zipar.Pipeline, args: argparse.Namespace) -> Figures:
-    """Seconds of single images, and images a second in full batches; both include the files."""
-    prompts = pipe.model.examples(args.rows)
+    """Seconds of single images, those of the lightest load, and images a second in full batches, files included."""
+    prompts = pipe.model.examples(PROMPTS)
 
     def seconds(prompts: Sequence[str], seed: int) -> float:
         started = time.perf_counter()
@@ -118,9 +120,9 @@ def offline(pipe: zipar.Pipeline, args: argparse.Namespace) -> Figures:
             encode(image, "png", 100)
         return time.perf_counter() - started
 
-    seconds(prompts, 0)  # warms up
-    single = [seconds(prompts[:1], seed) for seed in range(args.batches * 2)]
-    full = [seconds(prompts, seed) for seed in range(args.batches)]
+    seconds(prompts[: args.rows], 0)  # warms up
+    single = [seconds([prompts[number % PROMPTS]], number) for number in range(FEWEST)]
+    full = [seconds(prompts[: args.rows], seed) for seed in range(args.batches)]
     return {
         "machine": machine(),
         "single": statistics.median(single),
@@ -196,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.serve:
         return serve(args)
     pipe = pipeline(args)
-    prompts = pipe.model.examples(32)
+    prompts = pipe.model.examples(PROMPTS)
     base = kept(args.output / "offline.json", lambda: offline(pipe, args))
     rates = [load * base["rate"] for load in args.loads]
 
