@@ -42,14 +42,20 @@ class Rejecting(Schedule):
         rows, slots = self.drafted.shape  # type: ignore[attr-defined]
         self._keep(rows, before=torch.zeros(slots, vocabulary))
 
-    def revised(self, guesses: Tensor, targets: Tensor, evaluated: Evaluated) -> tuple[Tensor, Tensor]:
-        """Guesses (images, n) or what takes their place, and what the pass would draw afresh."""
+    def revised(
+        self, guesses: Tensor, targets: Tensor, evaluated: Evaluated, favour: Tensor | float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """Guesses (images, n) or what takes their place, and what the pass would draw afresh.
+
+        Args:
+            favour: (images, n, 1), above 1 where guesses are kept so many times as often as they may.
+        """
         now = probabilities(evaluated.logits, evaluated.draw)
         before = self.before.take_along_dim(targets[..., None], 1)
         certain = torch.zeros_like(now).scatter_(-1, guesses[..., None], 1.0)
         before = before.where(before.sum(-1, keepdim=True) > 0, certain)
         seeds = evaluated.draw.seeds + evaluated.passes * STREAM
-        revised = revise(guesses, before, now, seeds, targets)
+        revised = revise(guesses, before / favour, now, seeds, targets)
         fresh = (now.log() + gumbel(seeds + 1, targets, now.shape[-1])).argmax(-1)
         self.before.scatter_(1, targets[..., None].expand_as(now), now)
         return revised, fresh
