@@ -2,6 +2,8 @@
 
 import logging
 import os
+import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +16,9 @@ from ray.exceptions import RayError
 
 OBJECTS = 256 * 2**20
 """Bytes for what processes of a cluster of our own tell each other, which is never pixels of many images."""
+
+PATIENCE = 10.0
+"""Seconds in which the head of a cluster has to answer."""
 
 
 @contextmanager
@@ -29,8 +34,11 @@ def connected(address: str | None) -> Iterator[None]:
     own = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECTS}
     given: dict[str, Any] = {"address": address} if address else own
     try:
+        if there := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address or ""):
+            # Ray would wait for minutes where nobody listens
+            socket.create_connection((there[1].strip("[]"), int(there[2])), PATIENCE).close()
         ray.init(**given, log_to_driver=False, logging_level=logging.ERROR)
-    except (RayError, OSError, RuntimeError, ValueError) as error:
+    except (RayError, OSError, RuntimeError, ValueError, OverflowError) as error:
         where = address or "on this machine"
         raise ZipARError(f"no Ray cluster {where} ({reason(error)}): give the address of one that runs") from error
     try:
