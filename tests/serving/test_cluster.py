@@ -143,14 +143,10 @@ def test_a_worker_and_a_node_are_killed(cluster, job, tmp_path, helpers):
     assert not list(recipe.out.glob(".zipar/*.tries"))
 
 
-@pytest.mark.parametrize(
-    "address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999", "no.such.host.invalid:6379"]
-)
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999", "nowhere.invalid:6379"])
 def test_no_cluster_at_an_address(address):
-    with (
-        pytest.raises(ZipARError, match=rf"no Ray cluster {address} .*give the address of one that runs"),
-        connected(address),
-    ):
+    error = pytest.raises(ZipARError, match=rf"no Ray cluster {address} .*give the address of one that runs")
+    with error, connected(address):
         pass
 
 
