@@ -70,9 +70,9 @@ class Video:
                 return self._film()
             case ".gif":
                 # hundredths of a second; those of several frames add up to the pace
-                return self._animation("GIF", 10, disposal=1)
+                return self.animation("GIF", 10, disposal=1)
             case ".webp":
-                return self._animation("WEBP", 1, lossless=True)
+                return self.animation("WEBP", lossless=True)
         buffer = io.BytesIO()
         self.sheet().save(buffer, "PNG")
         return buffer.getvalue()
@@ -102,8 +102,12 @@ class Video:
         frames, fps = _film_frames(place) if place.suffix.lower() in FILMS else _picture_frames(place)
         return cls(frames, fps)
 
-    def _animation(self, kind: str, unit: int, **settings: Any) -> bytes:
-        """What Pillow writes; frames last whole numbers of ``unit`` milliseconds."""
+    def animation(self, kind: str, unit: int = 1, **settings: Any) -> bytes:
+        """The file that Pillow writes, "GIF", "WEBP" or "PNG"; frames last whole numbers of ``unit`` milliseconds.
+
+        Args:
+            settings: Pillow's own of that kind.
+        """
         ends = [unit * round(1000 * i / self.fps / unit) for i in range(len(self.frames) + 1)]
         durations = [max(end - start, unit) for start, end in pairwise(ends)]
         first, *others = self.frames

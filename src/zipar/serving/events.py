@@ -9,8 +9,8 @@ class Begun(NamedTuple):
     """An image has left the queue: what could be refused would have been by now."""
 
 
-Rows: TypeAlias = list[list[int]]
-"""A number of each token, as they lie in the image."""
+Rows: TypeAlias = list[list[int]] | list[list[list[int]]]
+"""A number of each token, as they lie in the image; of clips in each frame."""
 
 
 class Partial(NamedTuple):

@@ -4,7 +4,6 @@ import io
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -13,6 +12,8 @@ from torch import Tensor
 from zipar.grid import TokenGrid
 from zipar.models.base import VisualModel
 from zipar.serving import threads
+from zipar.serving.events import Rows
+from zipar.videos import Video
 
 EMPTY = 0xE6
 """The grey of tokens that are still to come."""
@@ -48,8 +49,8 @@ class Painter:
             return work(*arguments)
 
 
-def picture(model: VisualModel, grid: TokenGrid, tokens: Tensor, born: Tensor | None = None) -> Image.Image:
-    """The image of a sequence of tokens.
+def frames(model: VisualModel, grid: TokenGrid, tokens: Tensor, born: Tensor | None = None) -> list[Image.Image]:
+    """The frames of a sequence of tokens: of an image it is one, of a clip one a frame of tokens.
 
     Args:
         tokens: int64 (slots,), as the model writes them.
@@ -59,28 +60,35 @@ def picture(model: VisualModel, grid: TokenGrid, tokens: Tensor, born: Tensor | 
     came[grid.first] = True  # by the prefill
     # what is to come is painted as the first token, for not every model has something to show of token 0
     codes = model.codes(model.pick(tokens.where(came, tokens[grid.first])[None], grid))
-    pixels = model.pixels(codes)[0].cpu().numpy()
+    painted = [Image.fromarray(frame) for frame in model.pixels(codes).flatten(0, -4).cpu().numpy()]
     if born is not None:
-        cells = Image.fromarray(model.pick(came[None], grid)[0].to(torch.uint8).cpu().numpy())
-        shown = cells.resize(pixels.shape[1::-1], Image.Resampling.NEAREST)
-        pixels = np.where(np.asarray(shown)[..., None], pixels, np.uint8(EMPTY))
-    return Image.fromarray(pixels)
+        to_come = model.pick(~came[None], grid).flatten(0, -3).cpu().numpy()
+        for frame, cells in zip(painted, map(Image.fromarray, to_come), strict=True):
+            frame.paste((EMPTY,) * 3, mask=cells.resize(frame.size, Image.Resampling.NEAREST))
+    return painted
 
 
-def rows(model: VisualModel, grid: TokenGrid, numbers: Tensor) -> list[list[int]]:
+def rows(model: VisualModel, grid: TokenGrid, numbers: Tensor) -> Rows:
     """The numbers of an image's tokens, int64 (slots,), as the tokens lie in it."""
     return model.pick(numbers[None], grid)[0].tolist()
 
 
-def encode(image: Image.Image, form: str, compression: int, text: str | None = None) -> bytes:
-    """A file of an image.
+def encode(
+    frames: list[Image.Image], form: str, compression: int, text: str | None = None, fps: float | None = None
+) -> bytes:
+    """A file of an image, or of a clip.
 
     Args:
+        form: "png", "jpeg" or "webp"; clips play in the first and the last.
         compression: the quality, 0 to 100, of "jpeg" and "webp"; of no effect on "png".
         text: ASCII that a "png" carries under the keyword "zipar"; of no effect on others.
+        fps: frames a second, of clips alone.
     """
     buffer, said = io.BytesIO(), PngInfo()
     if text is not None:
         said.add_text("zipar", text)
-    image.save(buffer, form, **({"pnginfo": said} if form == "png" else {"quality": compression}))
+    settings: dict[str, Any] = {"pnginfo": said} if form == "png" else {"quality": compression}
+    if fps is not None:
+        return Video(frames, fps).animation(form, **settings)
+    frames[0].save(buffer, form, **settings)
     return buffer.getvalue()

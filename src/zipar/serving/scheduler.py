@@ -24,7 +24,7 @@ from zipar.decoding.lane import Finished, Lane
 from zipar.errors import ZipARError
 from zipar.serving.events import Begun, Event, Failed, Made, Partial
 from zipar.serving.metrics import Metrics
-from zipar.serving.painter import Painter, encode, picture, rows
+from zipar.serving.painter import Painter, encode, frames, rows
 from zipar.serving.protocol import APIError, ImageRequest, not_served
 from zipar.serving.served import Order, Served, Style
 
@@ -434,9 +434,9 @@ class Scheduler:
 
     def _file(self, image: _Image, tokens: Tensor, born: Tensor | None = None) -> bytes:
         style, asked = image.job.order.style, image.job.asked
-        drawn = picture(style.served.model, style.grid, tokens, born)
+        drawn = frames(style.served.model, style.grid, tokens, born)
         settings = json.dumps(image.job.order.settings(image.index)) if born is None else None
-        return encode(drawn, asked.output_format, asked.output_compression, settings)
+        return encode(drawn, asked.output_format, asked.output_compression, settings, style.served.fps)
 
     def _fail(self, image: _Image, error: Exception) -> None:
         """Tell the request why; its other images are not wanted then."""

@@ -39,14 +39,19 @@ class Served:
             sizes: (height, width) in pixels, besides the model's own.
 
         Raises:
-            ZipARError: it makes clips, writes an image in several grids, or makes no images of a size.
+            ZipARError: it goes on from given frames alone, writes an image in several grids, or a clip in several
+                decodings, or makes no images of a size.
         """
-        if isinstance(pipe.model, VideoModel):
-            raise ZipARError(f"{name} makes clips, and the images API has none: serve a model of images")
-        grids = {
-            f"{width}x{height}": pipe.model.grid(height, width) for height, width in (pipe.model.image_size, *sizes)
-        }
-        if any(len(pipe.model.grids(grid)) > 1 for grid in grids.values()):
+        model = pipe.model
+        if model.wordless:
+            raise ZipARError(f"{name} goes on from given frames, and requests have none: use `zipar generate`")
+        if isinstance(model, VideoModel) and model.frames > model.context:
+            raise ZipARError(
+                f"{name} writes clips of {model.frames} frames in several decodings, for it sees {model.context} at a "
+                "time, and lanes hold one: use `zipar generate`"
+            )
+        grids = {f"{width}x{height}": model.grid(height, width) for height, width in (model.image_size, *sizes)}
+        if any(len(model.grids(grid)) > 1 for grid in grids.values()):
             raise ZipARError(
                 f"{name} writes several grids of tokens for an image, and lanes hold one: use `zipar generate`"
             )
@@ -64,16 +69,23 @@ class Served:
     def model(self) -> VisualModel:
         return self.pipe.model
 
+    @property
+    def fps(self) -> float | None:
+        """Frames a second of its clips; None where it makes images."""
+        return self.model.fps if isinstance(self.model, VideoModel) else None
+
     def about(self) -> dict[str, Any]:
-        """What those may know who write requests: the sizes, what is as by default, strategies to try, prompts."""
+        """What those may know who write requests: sizes, frames of clips, defaults, strategies to try, prompts."""
         return aside(self._about)
 
     def _about(self) -> dict[str, Any]:
         model, grid = self.model, next(iter(self.sizes.values()))
         vocabulary = model.vocabulary
+        clip = {"frames": model.frames, "fps": model.fps} if isinstance(model, VideoModel) else {}
         strategies = dict.fromkeys((self.pipe.strategy, *map(names.parse, TRIED)))
         return {
             "sizes": list(self.sizes),
+            **clip,
             "defaults": asdict(model.defaults),
             "negative_prompt": self._takes_negative_prompts(),
             "strategies": [
@@ -97,6 +109,8 @@ class Served:
         size = next(iter(self.sizes)) if asked.size == "auto" else asked.size
         if size not in self.sizes:
             raise ZipARError(f"size {shown(asked.size)} is not possible: use {', '.join(self.sizes)} or auto")
+        if self.fps is not None and asked.output_format == "jpeg":
+            raise ZipARError("output_format 'jpeg' holds no clip, and this model makes clips: use 'png' or 'webp'")
         fields = ("guidance_scale", "temperature", "top_k", "top_p", "min_p")
         given: dict[str, Any] = {name: value for name in fields if (value := getattr(asked, name)) is not None}
         sampling = replace(self.model.defaults, **given)
