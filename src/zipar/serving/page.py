@@ -12,6 +12,7 @@ FILES = {
         ("/page.css", "page.css", "text/css"),
         ("/page.js", "page.js", "text/javascript"),
         ("/picture.js", "picture.js", "text/javascript"),
+        ("/png.js", "png.js", "text/javascript"),
         ("/history.js", "history.js", "text/javascript"),
     )
 }

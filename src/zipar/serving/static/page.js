@@ -1,7 +1,8 @@
 // The page: a form whose fields are those of a request, the address that holds them, and what the server tells.
 
 import * as past from "./history.js";
-import { Picture, blank, seconds, settingsOf } from "./picture.js";
+import { Picture, blank, latest, seconds, still } from "./picture.js";
+import { settingsOf } from "./png.js";
 
 const $ = (id) => document.getElementById(id);
 const NUMBERS = ["n", "seed", "guidance_scale", "temperature", "top_k", "top_p", "min_p"];
@@ -11,7 +12,8 @@ let models = []; // what the server tells of each
 let running = null; // what aborts the request, while there is one
 let shown = []; // the pictures
 let columns = 0; // strategies of them, side by side; 0 for none
-let playing = 0;
+let playing = 0; // what goes through the passes
+let ticking = 0; // what goes through the frames of clips
 
 const element = (tag, text, fields = {}) => Object.assign(document.createElement(tag), { textContent: text }, fields);
 const button = (text, onclick) => element("button", text, { type: "button", onclick });
@@ -186,12 +188,17 @@ function forgive() {
 
 function stage(pictures, side) {
   cancelAnimationFrame(playing);
+  clearInterval(ticking);
   shown.forEach(({ link }) => URL.revokeObjectURL(link.href));
   [shown, columns] = [pictures, side];
   $("stage").dataset.columns = side > 1 ? side : { 0: 1, 1: 1, 2: 2, 4: 2 }[pictures.length] ?? 3;
   $("pictures").replaceChildren(...(pictures.length ? pictures.map((each) => each.element) : [blank()]));
   for (const id of ["replay", "verdict", "share"]) $(id).hidden = true;
   document.querySelector("[name=view]").checked = true;
+  const fps = pictures[0]?.fps;
+  $("whole").textContent = fps ? "Clip" : "Picture";
+  let frame = 0;
+  if (fps && !still.matches) ticking = setInterval(() => { frame++; shown.forEach((each) => each.play(frame)); }, 1000 / fps);
 }
 
 // On narrow screens pictures are below the fold.
@@ -264,9 +271,10 @@ async function generate() {
     const { compare, ...fields } = asked, strategies = [asked.strategy, compare].filter(Boolean);
     for (const name of NUMBERS) if (name in fields && !isNaN(fields[name])) fields[name] = Number(fields[name]);
     fields.prompt ??= "";
+    const { frames, fps } = model(), clip = fps ? `, clip of ${frames} frames` : "";
     const pictures = Array.from({ length: fields.n * strategies.length }, (_, i) => {
       const seed = fields.seed + Math.floor(i / strategies.length), title = titleOf(strategies[i % strategies.length]);
-      return new Picture(title, `${fields.prompt}, seed ${seed}, ${title}`);
+      return new Picture(title, `${fields.prompt}${clip}, seed ${seed}, ${title}`, fps);
     });
     $("cancel").hidden = false;
     $("generate").setAttribute("aria-disabled", true);
@@ -278,8 +286,7 @@ async function generate() {
       const body = { ...fields, strategy, stream: true, trace: true };
       await stream(body, signal, async (data, blob) => {
         const picture = pictures[data.image_index * strategies.length + column], { born } = data;
-        const pass = Math.max(...born.flat()) + 1;
-        const facts = `pass ${pass}, ${seconds((performance.now() - start) / 1000)}`;
+        const facts = `pass ${latest(born) + 1}, ${seconds((performance.now() - start) / 1000)}`;
         if (data.type === "image_generation.partial_image") return picture.progress(blob, born, facts);
         const { tokens, passes, seed } = data;
         return picture.finish({ blob, born, tokens, passes, seconds: data.seconds, seed, strategy });
@@ -290,13 +297,13 @@ async function generate() {
     conclude();
     const spent = pictures.reduce((most, { done }) => Math.max(most, done.passes), 0);
     say(strategies.length > 1 ? "Done." : `Done in ${spent} passes.`);
-    const kept = pictures.map(({ title, alt, done }) => ({ title, alt, done }));
+    const kept = pictures.map(({ title, alt, fps, done }) => ({ title, alt, fps, done }));
     await past.add({ settings: asked, columns: strategies.length, pictures: kept }).then(list, () => {});
   } catch (error) {
     if (error.name === "AbortError") say("Cancelled.");
     else {
       say("");
-      if (shown.length && !shown.some((each) => each.bitmap)) {
+      if (shown.length && !shown.some((each) => each.frames.length)) {
         stage(...before);
         if (shown.length) conclude();
       }
@@ -333,7 +340,7 @@ async function show(entry) {
   if (running) return;
   forgive();
   restore(entry.settings);
-  const pictures = entry.pictures.map(({ title, alt }) => new Picture(title, alt));
+  const pictures = entry.pictures.map(({ title, alt, fps }) => new Picture(title, alt, fps));
   stage(pictures, entry.columns);
   await Promise.all(pictures.map((picture, i) => picture.finish(entry.pictures[i].done)));
   conclude();
