@@ -7,7 +7,12 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from zipar import pipeline
+from zipar.videos import Video
 
 
 def records(out):
@@ -45,6 +50,17 @@ def test_a_shard(zipar, text_model, tmp_path):
         found = {record["id"]: record for record in map(json.loads, lines)}
         assert found.keys() == mine
         assert all(record["seed"] == 6 + int(id) for id, record in found.items())
+
+
+def test_clips(zipar, clips_directory, tmp_path):
+    write(tmp_path / "prompts.jsonl", [{"id": "fox", "prompt": "a red fox", "seed": 7}])
+    assert zipar("batch", "prompts.jsonl", "out", "-m", clips_directory, "-q", "-s", "zipar:2") == (0, "", "")
+    made = pipeline(clips_directory)("a red fox", seed=7, strategy="zipar:2").videos[0]
+    found = Video.load(tmp_path / "out" / "fox.png")
+    assert found.fps == made.fps
+    assert np.array_equal(np.stack(found.frames), np.stack(made.frames))
+    told = json.loads(Image.open(tmp_path / "out" / "fox.png").text["zipar"])
+    assert told.items() <= records(tmp_path / "out")["fox"].items()
 
 
 def test_options_are_defaults(zipar, text_model, tmp_path):

@@ -108,7 +108,7 @@ def test_killed_and_started_again_and_told_to_end(text_model):
     assert not any("exception" in line for line in lines)
 
 
-def test_slips_end_in_one_line_before_anything_is_loaded(zipar, text_model, clips_directory):
+def test_slips_end_in_one_line_before_anything_is_loaded(zipar, text_model):
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
         code, _, err = zipar("serve", "--port", taken)
@@ -126,7 +126,6 @@ def test_slips_end_in_one_line_before_anything_is_loaded(zipar, text_model, clip
         (["--model", "nowhere/at/all"], "nowhere/at/all is no checkpoint"),
         (["--model", text_model, "--size", "8x8"], "makes no images of 8x8 pixels"),
         (["--model", text_model, "--alias", "a=b"], "alias 'a' is of 'b', which is not served"),
-        (["--model", clips_directory], "makes clips, and the images API has none"),
     ):
         code, _, err = zipar("serve", "--port", "0", *options)
         assert (code, err.rstrip().count("\n")) == (2, 0), err

@@ -8,7 +8,6 @@ from collections import Counter
 import numpy as np
 import pytest
 
-import zipar
 from zipar import ZipARError
 from zipar.decoding.lane import Lane
 from zipar.models.llamagen import LlamaGen
@@ -274,10 +273,8 @@ def test_memory_is_known_when_it_is_warm(scheduling, pipes):
             assert pool.lane.cache.memory <= scheduler.memory(pool.style.served)
 
 
-def test_what_cannot_be_served(pipes, tiny_clips, monkeypatch):
+def test_what_cannot_be_served(pipes, monkeypatch):
     served = Served.of("words", pipes["words"], 8)
-    with pytest.raises(ZipARError, match="clips makes clips"):
-        Served.of("clips", zipar.pipeline(tiny_clips), 8)
     with pytest.raises(ZipARError, match="makes no images of 7x6 pixels"):
         Served.of("words", pipes["words"], 8, [(7, 6)])
     with monkeypatch.context() as patch:
