@@ -13,6 +13,7 @@ import zipar
 from zipar.decoding import names
 from zipar.serving.scheduler import Scheduler
 from zipar.serving.served import Served
+from zipar.videos import Video
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the page's tests need playwright: make test-page")
 expect = sync_api.expect
@@ -33,8 +34,13 @@ def emoji():
 
 
 @pytest.fixture(scope="module")
-def site(serving, pipes, emoji):
-    served = [Served.of(name, pipe, 64) for name, pipe in {"emoji": emoji, **pipes}.items()]
+def clips(tiny_clips):
+    return zipar.pipeline(tiny_clips)
+
+
+@pytest.fixture(scope="module")
+def site(serving, pipes, emoji, clips):
+    served = [Served.of(name, pipe, 64) for name, pipe in {"emoji": emoji, **pipes, "clips": clips}.items()]
     with serving(scheduling=lambda: Scheduler(served)) as server:
         yield server
 
@@ -153,6 +159,49 @@ def test_two_strategies_side_by_side(opened, pipes, other):
     grey = (canvas(page)[..., :3].astype(int) - np.array([127, 127, 127]))[step // 2 :: step, step // 2 :: step]
     same = made[0].tokens[0] == made[1].tokens[0]
     assert (abs(grey[same]).max() < 30) == bool(same.any())
+
+
+def test_a_clip_plays_above_its_frames(opened, clips, helpers, tmp_path):
+    page = opened("#model=clips&prompt=a+red+fox&seed=3&strategy=zipar:2&compare=raster")
+    paint(page)
+    made, other = (clips("a red fox", seed=3, strategy=strategy) for strategy in ("zipar:2", "raster"))
+    expected, born = np.stack(made.videos[0].frames), made.born[0]
+    expect(page.locator("#verdict")).to_contain_text(f"{(made.tokens == other.tokens).sum()} of 48 tokens are equal")
+    expect(page.get_by_role("img", name="a red fox, clip of 3 frames, seed 3, zipar:2", exact=True).first).to_be_visible()
+    expect(page.get_by_text("Clip", exact=True)).to_be_visible()
+
+    def strip():
+        """The frames side by side, 80 pixels each and 5 between them."""
+        held = canvas(page, 1)
+        return np.stack([held[5:85, 5 + 85 * i : 85 + 85 * i] for i in range(3)])
+
+    def playing():
+        shown = canvas(page)[40::80, 40::80, :3]
+        return next((i for i in range(3) if np.array_equal(shown, expected[i])), None)
+
+    assert np.array_equal(strip()[:, 5::10, 5::10, :3], expected)
+    seen = set()
+    helpers.until(lambda: seen.add(playing()) or seen >= {0, 1, 2})
+    page.get_by_role("slider", name="Pass").fill("12")
+    assert np.array_equal(strip()[:, 10::20, 10::20, 3] == 255, born < 12)
+    page.get_by_text("Order", exact=True).click()
+    page.get_by_role("slider", name="Pass").press("End")
+    colors = [np.unique(frame[10::20, 10::20, :3].reshape(-1, 3), axis=0) for frame in strip()]
+    assert [len(each) for each in colors] == [len(np.unique(frame)) for frame in born]
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download a red fox, clip of 3 frames").first.click()
+    download.value.save_as(tmp_path / "clip.png")
+    assert np.array_equal(np.stack(Video.load(tmp_path / "clip.png").frames), expected)
+
+    page.reload()
+    page.get_by_role("region", name="History").get_by_role("button").nth(1).click()
+    expect(page.locator("#passed")).to_be_visible()
+    assert np.array_equal(strip()[:, 5::10, 5::10, :3], expected)
+    page.locator("#model").select_option("words")
+    page.locator("#compare").select_option("")
+    paint(page)
+    expect(page.get_by_text("Picture", exact=True)).to_be_visible()
+    expect(page.locator("canvas")).to_have_count(1)
 
 
 def test_an_address_has_all_fields(opened, pipes):

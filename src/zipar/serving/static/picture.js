@@ -17,10 +17,6 @@ export class Picture {
     this.canvas.setAttribute("role", "img");
     this.canvas.setAttribute("aria-label", `${alt}, to be painted`);
     this.canvas.width = this.canvas.height = SHARP;
-    this.strip = make("canvas");
-    this.strip.className = "strip";
-    this.strip.hidden = !fps;
-    this.strip.setAttribute("aria-hidden", true);
     const caption = make("figcaption");
     this.name = make("strong");
     this.name.textContent = title;
@@ -29,7 +25,12 @@ export class Picture {
     this.link.textContent = "Download";
     this.link.hidden = true;
     caption.append(this.name, this.link, this.facts);
-    this.element.append(this.canvas, this.strip, caption);
+    this.element.append(this.canvas, caption);
+    if (!fps) return;
+    this.strip = make("canvas");
+    this.strip.className = "strip";
+    this.strip.setAttribute("aria-hidden", true);
+    this.canvas.after(this.strip);
   }
 
   // As far as it has come: born has the pass of each token, from 0 on, and -1 where there is none yet.
