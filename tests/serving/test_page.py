@@ -167,7 +167,9 @@ def test_a_clip_plays_above_its_frames(opened, clips, helpers, tmp_path):
     made, other = (clips("a red fox", seed=3, strategy=strategy) for strategy in ("zipar:2", "raster"))
     expected, born = np.stack(made.videos[0].frames), made.born[0]
     expect(page.locator("#verdict")).to_contain_text(f"{(made.tokens == other.tokens).sum()} of 48 tokens are equal")
-    expect(page.get_by_role("img", name="a red fox, clip of 3 frames, seed 3, zipar:2", exact=True).first).to_be_visible()
+    expect(
+        page.get_by_role("img", name="a red fox, clip of 3 frames, seed 3, zipar:2", exact=True).first
+    ).to_be_visible()
     expect(page.get_by_text("Clip", exact=True)).to_be_visible()
 
     def strip():
