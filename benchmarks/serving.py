@@ -66,7 +66,7 @@ class Queued(Scheduler):
                 **asdict(first.sampling),
             )
             for image, order, picture in zip(batch, orders, made.images, strict=True):
-                self._tell(image, Made(image.index, order.seeds[image.index], encode(picture, "png", 100), 0, 0, 0.0))
+                self._tell(image, Made(image.index, order.seeds[image.index], encode([picture], "png", 100), 0, 0, 0.0))
                 self._settle(image)
 
     def _more(self) -> bool:
@@ -117,7 +117,7 @@ def offline(pipe: zipar.Pipeline, args: argparse.Namespace) -> Figures:
     def seconds(prompts: Sequence[str], seed: int) -> float:
         started = time.perf_counter()
         for image in pipe(list(prompts), seed=seed).images:
-            encode(image, "png", 100)
+            encode([image], "png", 100)
         return time.perf_counter() - started
 
     seconds(prompts[: args.rows], 0)  # warms up
