@@ -32,8 +32,6 @@ from zipar.evaluation.report import mean
 from zipar.models import auto
 
 LOSSLESS = CoupledJacobi(32, budget=ALONE)
-FIRST = 2
-"""Drafts of a row that adaptive lookaheads have at least."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +52,13 @@ class Variant(Strategy):
 
 
 class Adaptive(Drafted):
-    """A row drafts ``FIRST`` tokens more than came true in the pass before, ``lookahead`` at most."""
+    """A row drafts ``more`` tokens than came true in the pass before, ``lookahead`` at most."""
 
     reach: Tensor
     """int64 (images, grid rows)."""
 
-    def begin(self) -> None:
+    def begin(self, more: int) -> None:
+        self.more = more
         self._keep(len(self.settled), reach=torch.full((self.settled.shape[1],), self.lookahead))
 
     def wanted(self, reach: int) -> Tensor:
@@ -69,7 +68,7 @@ class Adaptive(Drafted):
         before = self.settled.clone()
         super().settle(tokens, evaluated)
         came_true = (self.settled - before - 1).clamp(min=0)  # the first is no draft
-        reach = (came_true + FIRST).clamp(max=self.lookahead)
+        reach = (came_true + self.more).clamp(max=self.lookahead)
         self.reach.copy_(reach.where(self.evaluates.any(-1), self.reach))
 
 
@@ -162,7 +161,8 @@ class Relaxed(Rejecting, Drafted):
 
 VARIANTS: dict[str, tuple[str, Strategy]] = {
     "default": ("", DEFAULT),
-    "adaptive lookahead": (f"a row drafts {FIRST} tokens more than came true", Variant(DEFAULT, Adaptive)),
+    "adaptive lookahead": ("a row drafts 2 tokens more than came true", Variant(DEFAULT, Adaptive, (2,))),
+    "adaptive lookahead, wider": ("4 tokens more", Variant(DEFAULT, Adaptive, (4,))),
     "first drafts drawn, above": (
         "from what the slot above was drawn from, not copied",
         Variant(DEFAULT, RowsFromDistributions, (False,)),
