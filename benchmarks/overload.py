@@ -73,9 +73,10 @@ async def besiege(process: subprocess.Popen, address: str, clients: int, seconds
     return {"statuses": dict(statuses), "seconds": taken, "memory": memory}
 
 
-def measure(model: str, clients: int, seconds: float) -> dict[str, Any]:
+def measure(model: str, clients: int, seconds: float, strategy: str | None = None) -> dict[str, Any]:
     """The figures of one siege."""
-    with serving("--model", model, "--rows", "8", "--lanes", "1", "--queue", "32") as (process, address):
+    options = ["--model", model, "--rows", "8", "--lanes", "1", "--queue", "32"]
+    with serving(*options, *(["--strategy", strategy] if strategy else [])) as (process, address):
         found = asyncio.run(besiege(process, address, clients, seconds))
         process.send_signal(signal.SIGTERM)
         found["ended"] = process.wait(60)
@@ -110,8 +111,9 @@ def main() -> None:
     parser.add_argument("--model", default="emoji")
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--strategy", help="such as zipar:2; the default one unless told otherwise")
     args = parser.parse_args()
-    found = measure(args.model, args.clients, args.seconds)
+    found = measure(args.model, args.clients, args.seconds, args.strategy)
     print(json.dumps(found, indent=1))
     print(sentence(found))
 
