@@ -312,6 +312,7 @@ def pipeline(
     device: str | torch.device | None = None,
     cuda_graphs: bool = True,
     quantize: str | None = None,
+    tensor_parallel: bool = False,
 ) -> Pipeline:
     """A pipeline of an embedded model ("emoji"), a checkpoint directory, a hub id or a loaded model.
 
@@ -320,22 +321,26 @@ def pipeline(
     Its strategy is what ``zipar tune`` chose for the checkpoint, else ``zipar.DEFAULT``. On a GPU passes are replayed
     as CUDA graphs, unless hooks, a device map or tensor parallelism stand in the way, or ``cuda_graphs`` is False.
     ``dtype`` is bfloat16 on a GPU and float32 elsewhere unless given, as ``torch.float16`` or "float16".
-    ``quantize="int8"`` has the linear layers of the decoder in int8.
+    ``quantize="int8"`` has the linear layers of the decoder in int8. With ``tensor_parallel`` the processes that
+    ``torchrun`` started hold the model together; all have to make the same calls then, in the same order.
 
     Raises:
-        ZipARError: no such checkpoint, a damaged one, one of an unsupported family, or one that cannot be quantised; or
-            an argument of a wrong type.
+        ZipARError: no such checkpoint, a damaged one, one of an unsupported family, or one that cannot be quantised or
+            sharded; or an argument of a wrong type.
     """
     if isinstance(model, VisualModel):
+        if tensor_parallel:
+            raise ZipARError("a loaded model cannot be sharded: give its checkpoint directory or hub id instead")
         if quantize is not None:
             raise ZipARError("a loaded model cannot be quantised: give its checkpoint directory or hub id instead")
         return Pipeline(model, cuda_graphs=cuda_graphs)
     if not isinstance(model, str | os.PathLike):
-        loaded = "one of zipar's, such as zipar.models.janus.Janus(model, processor)"
-        raise refusal("model", model, f"a directory, a hub id or {loaded}")
-    cuda_graphs = flag("cuda_graphs", cuda_graphs)
+        known = "one of zipar's, such as zipar.models.janus.Janus(model, processor)"
+        raise refusal("model", model, f"a directory, a hub id or {known}")
+    cuda_graphs, tensor_parallel = flag("cuda_graphs", cuda_graphs), flag("tensor_parallel", tensor_parallel)
     directory = auto.find(model)
-    return Pipeline(auto.load(directory, _weights(dtype), device, quantize), tuned(directory), cuda_graphs)
+    loaded = auto.load(directory, _weights(dtype), device, quantize, tensor_parallel)
+    return Pipeline(loaded, tuned(directory), cuda_graphs)
 
 
 def _weights(dtype: Any) -> torch.dtype | None:

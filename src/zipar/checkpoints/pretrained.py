@@ -29,12 +29,15 @@ def load_diffusers(wanted: str, extra: str = "glm") -> Any:
     return diffusers
 
 
-def load_model(kind: Any, directory: Path, dtype: torch.dtype, use_safetensors: bool | None = True) -> Any:
+def load_model(
+    kind: Any, directory: Path, dtype: torch.dtype, use_safetensors: bool | None = True, sharded: bool = False
+) -> Any:
     """A model with all its weights, on the CPU, with no code but that of its library.
 
     Args:
         kind: a ``PreTrainedModel`` of transformers, or a ``ModelMixin`` of diffusers.
         use_safetensors: None to take a pickle where there are no safetensors.
+        sharded: a part of the weights alone, on this process's device; all that torchrun started hold it together.
 
     Raises:
         ZipARError: weights are missing, damaged or not those of the model.
@@ -48,6 +51,7 @@ def load_model(kind: Any, directory: Path, dtype: torch.dtype, use_safetensors: 
             use_safetensors=use_safetensors,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # else the error refers to a report that it does not hold
+            **(_tensor_parallel() if sharded else {}),
         )
     except Exception as error:  # transformers raises whatever its parts do
         raise ZipARError(f"{directory} holds no {kind.__name__} that can be read: {reason(error)}") from error
@@ -64,6 +68,15 @@ def load_model(kind: Any, directory: Path, dtype: torch.dtype, use_safetensors: 
             "fetch or convert it again"
         )
     return model
+
+
+def _tensor_parallel() -> dict[str, Any]:
+    """How ``from_pretrained`` is asked for it."""
+    from transformers.distributed.configuration_utils import DistributedConfig
+
+    if hasattr(DistributedConfig(), "tp_plan"):
+        return {"distributed_config": DistributedConfig(tp_plan="auto")}
+    return {"tp_plan": "auto"}  # in older versions
 
 
 def load_processor(kind: type[Any], directory: Path) -> Any:

@@ -11,6 +11,7 @@ from zipar.arguments import shown
 from zipar.cli import options, outputs
 from zipar.cli.terminal import orderly
 from zipar.errors import ZipARError, reason
+from zipar.serving import torchrun
 
 
 def batch(
@@ -105,8 +106,11 @@ def batch(
     part = _shard(shard)
     if workers and not ray:
         raise ZipARError(f"--workers {workers} are of a Ray cluster: add --ray")
+    if ray:
+        torchrun.check_without_ray()
     outputs.check_directory(out)
     try:
+        from zipar.serving import shards
         from zipar.serving.batch import Recipe, finished
         from zipar.serving.folder import Folder, Manifest
         from zipar.serving.lines import PromptFile
@@ -128,21 +132,25 @@ def batch(
         quantize=quantize and quantize.value,
         device=device,
         cuda_graphs=cuda_graphs,
+        tensor_parallel=torchrun.several(),
         rows=rows,
         longest_prompt=longest_prompt,
         defaults=defaults,
         seed=seed,
     )
+    if torchrun.follows():
+        shards.follow(lambda: [recipe.served()])
+        return
     lines = PromptFile(prompts, part)
     ids = lines.check()
     folder = Folder(out)
-    with orderly(), Manifest(folder, part, retry_failed) as manifest:
+    with orderly(), shards.leading() as leader, Manifest(folder, part, retry_failed) as manifest:
         left = (line for line in lines if line.id not in manifest.done)
         if count := len(ids - manifest.done):
             with (
                 counter(count, quiet) as show,
                 session.enough_memory(),
-                cluster.workers(recipe, ray_address, workers) if ray else recipe.started() as make,
+                cluster.workers(recipe, ray_address, workers) if ray else recipe.started(leader) as make,
                 closing(finished(make, left)) as records,
             ):
                 for record in records:

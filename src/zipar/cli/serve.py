@@ -10,6 +10,7 @@ from zipar.arguments import shown
 from zipar.cli import options
 from zipar.cli.terminal import orderly
 from zipar.errors import ZipARError, reason
+from zipar.serving import torchrun
 
 
 def serve(
@@ -130,6 +131,7 @@ def serve(
     if most > 1 and not ray:
         raise ZipARError(f"--replicas {replicas} are of a Ray cluster: add --ray")
     if ray:
+        torchrun.check_without_ray()
         if not port:
             raise ZipARError("port 0 is not possible with --ray, where each machine has it: give one")
         try:
@@ -162,28 +164,42 @@ def serve(
         from zipar.serving.app import application
     except ImportError as error:
         raise ZipARError(f"a server needs more packages ({reason(error)}): pip install 'zipar-torch[serve]'") from error
-    taken = server.bind(host, port)
-
     from zipar.cli import session
     from zipar.decoding.names import parse
     from zipar.models.auto import find
     from zipar.serving.scheduler import Scheduler
     from zipar.serving.served import Served
+    from zipar.serving.shards import follow, leading
     from zipar.serving.threads import aside
 
     chosen = None if strategy is None else parse(strategy)
-    served = []
-    for name in names:
-        pipe = aside(partial(session.load, name, find(name), dtype, quantize, device, cuda_graphs, quiet=False))
-        pipe.strategy = chosen or pipe.strategy
-        served.append(Served.of(name, pipe, longest_prompt, wanted))
-    with session.enough_memory(), Scheduler(served, rows=rows, lanes=lanes, queue=queue, aliases=aliased) as scheduler:
-        scheduler.warm_up()
-        for each in served:
-            print(f"{each.name}: {', '.join(each.sizes)} pixels, lanes of {scheduler.memory(each) / 2**20:.0f} MiB")
-        memory = lanes * max(map(scheduler.memory, served))
-        print(f"{lanes} lanes of {rows} images: {memory / 2**20:.0f} MiB of keys and values at most")
-        address, number = taken.getsockname()[:2]
-        url = f"http://{f'[{address}]' if ':' in address else address}:{number}/v1"
-        app = application(scheduler, api_key=api_key, allowed_origins=allowed_origins or ())
-        server.run(app, scheduler, taken, lambda: print(f"{url} is ready", flush=True), log_json)
+
+    def load() -> list[Served]:
+        several, quiet = torchrun.several(), torchrun.follows()
+        served = []
+        for name in names:
+            place = find(name)
+            pipe = aside(
+                partial(session.load, name, place, dtype, quantize, device, cuda_graphs, quiet, tensor_parallel=several)
+            )
+            pipe.strategy = chosen or pipe.strategy
+            served.append(Served.of(name, pipe, longest_prompt, wanted))
+        return served
+
+    if torchrun.follows():
+        follow(load)
+        return
+    taken = server.bind(host, port)
+    with session.enough_memory(), leading() as leader:
+        leader.call_up()
+        served = load()
+        with Scheduler(served, rows=rows, lanes=lanes, queue=queue, aliases=aliased, lane=leader.lane) as scheduler:
+            scheduler.warm_up()
+            for each in served:
+                print(f"{each.name}: {', '.join(each.sizes)} pixels, lanes of {scheduler.memory(each) / 2**20:.0f} MiB")
+            memory = lanes * max(map(scheduler.memory, served))
+            print(f"{lanes} lanes of {rows} images: {memory / 2**20:.0f} MiB of keys and values at most")
+            address, number = taken.getsockname()[:2]
+            url = f"http://{f'[{address}]' if ':' in address else address}:{number}/v1"
+            app = application(scheduler, api_key=api_key, allowed_origins=allowed_origins or ())
+            server.run(app, scheduler, taken, lambda: print(f"{url} is ready", flush=True), log_json)

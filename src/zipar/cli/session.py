@@ -174,6 +174,7 @@ def load(
     device: str | None,
     cuda_graphs: bool,
     quiet: bool,
+    tensor_parallel: bool = False,
 ) -> Pipeline:
     """The pipeline of a checkpoint directory, with a spinner that tells of ``name``.
 
@@ -188,6 +189,7 @@ def load(
             device=device,
             quantize=quantize.value if quantize else None,
             cuda_graphs=cuda_graphs,
+            tensor_parallel=tensor_parallel,
         )
 
 

@@ -1,5 +1,6 @@
 """Finds the family that a checkpoint belongs to, and loads it."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from zipar.checkpoints.files import is_directory, read_config
 from zipar.checkpoints.pretrained import PIPELINE, load_diffusers
 from zipar.errors import ZipARError, reason
 from zipar.models import quantization
+from zipar.models.backbone import TransformersModel
 from zipar.models.base import VisualModel
 from zipar.models.clips import Clips
 from zipar.models.commavq import CommaVQ
@@ -41,6 +43,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     quantize: str | None = None,
+    tensor_parallel: bool = False,
 ) -> VisualModel:
     """The model of a checkpoint.
 
@@ -49,23 +52,55 @@ def load(
         dtype: of the weights; None for bfloat16 on a GPU, float32 elsewhere.
         device: None for a GPU where there is one.
         quantize: "int8" for the linear layers of the decoder in int8; None leaves them as they are.
+        tensor_parallel: the processes that torchrun started hold the model together, each on a device of its own.
 
     Raises:
-        ZipARError: there is no such checkpoint, it is damaged, its family is not supported, or it cannot be quantised.
+        ZipARError: there is no such checkpoint, it is damaged, its family is not supported, or it cannot be quantised
+            or sharded.
     """
     directory = find(name)
     found = family(directory)
-    place = usable(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
+    own = "cuda" if torch.cuda.is_available() else "cpu"
+    if tensor_parallel:
+        _check_shards(directory, device, quantize)
+        own = f"cuda:{os.environ['LOCAL_RANK']}" if own == "cuda" else own
+    place = usable(own if device is None else device)
     if dtype is None:
         dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
     if quantize is not None:
         quantization.check(quantize, place)
-    model = found.load(directory, dtype, place)
+    shards = {"sharded": True} if tensor_parallel else {}
+    model = found.load(directory, dtype, place, **shards)
     if quantize is not None:
         quantization.quantize(model.stepped(), quantize, place)
         model.quantized = quantize
     pack(model.stepped())
     return model
+
+
+def _check_shards(directory: Path, device: str | torch.device | None, quantize: str | None) -> None:
+    """Raise where processes cannot hold a model together.
+
+    Raises:
+        ZipARError: that is so, or an argument is not possible then.
+    """
+    found = outline(directory)
+    if not (isinstance(found, TransformersModel) and found.model.supports_tp_plan):
+        raise ZipARError(
+            f"{directory} holds a model that has no plan for tensor parallelism, as a Janus or an Emu3.5 has: run it "
+            "in one process"
+        )
+    if not {"LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys():
+        raise ZipARError("tensor parallelism takes several processes: start them with torchrun")
+    heads, processes = found.decoder.config.num_key_value_heads, int(os.environ["WORLD_SIZE"])
+    if heads % processes:
+        raise ZipARError(
+            f"{processes} processes cannot share the {heads} key-value heads of {directory}: start as many as divide "
+            "them evenly"
+        )
+    for name, value in (("device", device), ("quantize", quantize)):
+        if value is not None:
+            raise ZipARError(f"{name} {shown(value)} is not possible with tensor parallelism: leave it out")
 
 
 def usable(device: str | torch.device) -> torch.device:

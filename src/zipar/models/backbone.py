@@ -89,6 +89,13 @@ class TransformersModel(VisualModel):
         self._cache_argument = "cache" if "cache" in names else "past_key_values"  # its name before transformers 5.24
 
     @classmethod
+    @abstractmethod
+    def load(
+        cls, directory: Path, dtype: torch.dtype, device: torch.device, sharded: bool = False
+    ) -> "TransformersModel":
+        """See ``VisualModel.load``; ``sharded`` as ``load_model`` takes it, of ``network``."""
+
+    @classmethod
     def outline(cls, directory: Path) -> "TransformersModel":
         return cls(cls.without_weights(directory))  # type: ignore[call-arg]  # families know where their decoder is
 

@@ -75,9 +75,9 @@ class Emu3(TransformersModel):
         self.head_rows = slice(visual[0], visual[-1] + 1) if contiguous else self.ids[: self.codebook_size]
 
     @classmethod
-    def load(cls, directory: Path, dtype: torch.dtype, device: torch.device) -> "Emu3":
+    def load(cls, directory: Path, dtype: torch.dtype, device: torch.device, sharded: bool = False) -> "Emu3":
         processor = load_processor(Emu3Processor, directory)
-        model = load_model(cls.network, directory, dtype)
+        model = load_model(cls.network, directory, dtype, sharded=sharded)
         model.model.vqmodel.float()  # as the authors run it, whatever the decoder's
         return cls(model.to(device), processor).eval().requires_grad_(False)
 

@@ -68,7 +68,7 @@ class GlmImage(TransformersModel):
         self.end: int = model.config.image_end_token_id
 
     @classmethod
-    def load(cls, directory: Path, dtype: torch.dtype, device: torch.device) -> "GlmImage":
+    def load(cls, directory: Path, dtype: torch.dtype, device: torch.device, sharded: bool = False) -> "GlmImage":
         library = load_diffusers("GLM-Image")
         if not (directory / PIPELINE).exists():
             raise ZipARError(
@@ -81,7 +81,10 @@ class GlmImage(TransformersModel):
             "transformer": library.GlmImageTransformer2DModel,
             "vae": library.AutoencoderKL,
         }
-        parts = {name: load_model(kind, directory / name, dtype) for name, kind in kinds.items()}
+        parts = {
+            name: load_model(kind, directory / name, dtype, sharded=sharded and kind is cls.network)
+            for name, kind in kinds.items()
+        }
         processor = load_processor(GlmImageProcessor, directory / "processor")
         with build(directory):
             tokenizer = ByT5Tokenizer.from_pretrained(directory / "tokenizer", local_files_only=True)

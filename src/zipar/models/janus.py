@@ -45,11 +45,11 @@ class Janus(TransformersModel):
         self.image_size = (pixels, pixels)
 
     @classmethod
-    def load(cls, directory: Path, dtype: torch.dtype, device: torch.device) -> "Janus":
+    def load(cls, directory: Path, dtype: torch.dtype, device: torch.device, sharded: bool = False) -> "Janus":
         processor = load_processor(JanusProcessor, directory)
         if processor.chat_template is None:
             raise ZipARError(f"{directory} holds no chat template: put the chat_template.jinja of the checkpoint there")
-        model = load_model(cls.network, directory, dtype)
+        model = load_model(cls.network, directory, dtype, sharded=sharded)
         return cls(model.to(device), processor).eval().requires_grad_(False)
 
     def grid(self, height: int, width: int) -> TokenGrid:

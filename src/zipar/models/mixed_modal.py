@@ -66,9 +66,9 @@ class MixedModal(TransformersModel):
             )
 
     @classmethod
-    def load(cls, directory: Path, dtype: torch.dtype, device: torch.device) -> "MixedModal":
+    def load(cls, directory: Path, dtype: torch.dtype, device: torch.device, sharded: bool = False) -> "MixedModal":
         parts = cls._parts(directory)
-        model = load_model(cls.network, directory / "decoder", dtype)
+        model = load_model(cls.network, directory / "decoder", dtype, sharded=sharded)
         return cls._whole(model.to(device), device, parts)
 
     @classmethod

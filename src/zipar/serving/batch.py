@@ -25,6 +25,7 @@ from zipar.serving.lines import Line
 from zipar.serving.protocol import APIError, ImageRequest
 from zipar.serving.scheduler import Job, Scheduler
 from zipar.serving.served import Served
+from zipar.serving.shards import Leader
 from zipar.serving.threads import aside
 
 TRIES = 3
@@ -177,23 +178,38 @@ class Recipe:
     quantize: str | None = None
     device: str | None = None
     cuda_graphs: bool = True
+    tensor_parallel: bool = False
     rows: int = 8
     longest_prompt: int = 256
     defaults: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
 
-    @contextmanager
-    def started(self) -> Iterator[Batch]:
+    def served(self) -> Served:
         """Load the model.
 
         Raises:
-            ZipARError: it cannot be loaded, or does not make such images.
+            ZipARError: it cannot be loaded.
         """
         options = {"dtype": self.dtype, "device": self.device, "quantize": self.quantize}
-        pipe = aside(partial(pipeline, self.model, cuda_graphs=self.cuda_graphs, **options))
-        served = Served.of(self.name, pipe, self.longest_prompt)
+        graphs, shards = self.cuda_graphs, self.tensor_parallel
+        pipe = aside(partial(pipeline, self.model, cuda_graphs=graphs, tensor_parallel=shards, **options))
+        return Served.of(self.name, pipe, self.longest_prompt)
+
+    @contextmanager
+    def started(self, leader: Leader | None = None) -> Iterator[Batch]:
+        """Load the model, and start the engine.
+
+        Args:
+            leader: of the processes that hold the model together; None where this one holds it alone.
+
+        Raises:
+            ZipARError: the model cannot be loaded, or does not make such images.
+        """
+        leader = leader or Leader()
+        leader.call_up()
         # images count until a moment after they are told of
-        with Scheduler([served], rows=self.rows, queue=2 * LANES * self.rows) as scheduler:
+        queue = 2 * LANES * self.rows
+        with Scheduler([self.served()], rows=self.rows, queue=queue, lane=leader.lane) as scheduler:
             batch = Batch(scheduler, Folder(self.out), self.defaults, self.seed)
             scheduler.warm_up()
             yield batch

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from zipar.arguments import text
 from zipar.decoding.engine import no_numbers
-from zipar.decoding.lane import Finished, Lane
+from zipar.decoding.lane import Finished
 from zipar.errors import ZipARError
 from zipar.serving.events import Begun, Event, Failed, Made, Partial
+from zipar.serving.lanes import StyleLane
 from zipar.serving.metrics import Metrics
 from zipar.serving.painter import Painter, encode, frames, rows
 from zipar.serving.protocol import APIError, ImageRequest, not_served
@@ -88,15 +89,8 @@ class _Image:
 class _Pool:
     """A lane, and the images in it."""
 
-    def __init__(self, style: Style, rows: int) -> None:
-        self.style, self.opened = style, time.perf_counter()
-        served, model = style.served, style.served.model
-        self.lane = Lane(
-            *(model, style.grid, style.strategy, style.sampling, rows, served.longest_prompt),
-            device=model.device,
-            dtype=model.dtype,
-            cuda_graphs=served.pipe.cuda_graphs and model.capturable(),
-        )
+    def __init__(self, style: Style, lane: StyleLane) -> None:
+        self.style, self.lane, self.opened = style, lane, time.perf_counter()
         self.images: dict[int, _Image] = {}
         """By ticket."""
         self.expected = style.strategy.passes(style.grid)
@@ -115,6 +109,7 @@ class Scheduler:
         queue: int = 64,
         aliases: Mapping[str, str] | None = None,
         metrics: Metrics | None = None,
+        lane: Callable[[Style, int], StyleLane] = StyleLane,
     ) -> None:
         """
         Args:
@@ -123,6 +118,7 @@ class Scheduler:
             lanes: that are held at most; images of another strategy, size, filter or model need another.
             queue: images at most that are in no lane: those that wait, and those that are done but not yet painted.
             aliases: other names of models.
+            lane: makes one, of a style and a number of rows.
 
         Raises:
             ZipARError: two models of one name, or an alias of none.
@@ -137,6 +133,7 @@ class Scheduler:
             if name not in self.models or not text("alias", alias).strip():
                 raise ZipARError(f"alias {alias!r} is of {name!r}, which is not served: use {', '.join(self.models)}")
         self.rows, self.lanes, self.queue, self.metrics = rows, lanes, queue, metrics or Metrics()
+        self._lane = lane
         self._changed = Condition()
         self._waiting: list[_Image] = []
         self._images: set[_Image] = set()
@@ -331,7 +328,7 @@ class Scheduler:
                     return None
                 del self._pools[idle[0].style]
                 del idle  # frees its memory before the next one takes some
-            self._pools[style] = _Pool(style, self.rows)
+            self._pools[style] = _Pool(style, self._lane(style, self.rows))
         return self._pools[style]
 
     def _prefill(self, pool: _Pool, images: Iterable[_Image]) -> None:
@@ -353,16 +350,10 @@ class Scheduler:
     def _admit(self, pool: _Pool, images: Sequence[_Image]) -> None:
         started, served, orders = time.perf_counter(), pool.style.served, [image.job.order for image in images]
         negatives = [order.negative for order in orders if order.negative is not None]
-        guided = pool.style.sampling.guided
-        prefix = served.model.prefix([order.prompt for order in orders], negatives or None, guided, pool.style.grid)
-        if prefix.prompt > served.longest_prompt:
-            raise ZipARError(
-                f"prompt of {prefix.prompt} tokens is too long: this server takes {served.longest_prompt} at most"
-            )
         seeds = [image.job.order.seeds[image.index] for image in images]
-        tickets = pool.lane.admit(prefix, orders[0].sampling, seeds)
+        taken = pool.lane.take([order.prompt for order in orders], negatives or None, orders[0].sampling, seeds)
         now = time.perf_counter()
-        for ticket, image, prompt in zip(tickets, images, prefix.valid, strict=False):  # unconditional rows come last
+        for (ticket, prompt), image in zip(taken, images, strict=True):
             pool.images[ticket], image.running, image.prompt = image, True, prompt
             image.came, image.begun = started, now
             self.metrics.queue_seconds.labels(served.name).observe(started - image.arrived)

@@ -31,6 +31,8 @@ class Served:
     """What images it makes, as in "512x384" (width x height); the first is what they are unless told otherwise."""
     longest_prompt: int
     """In tokens."""
+    negative_prompts: bool
+    """Whether it takes them."""
 
     @classmethod
     def of(cls, name: str, pipe: Pipeline, longest_prompt: int, sizes: Sequence[tuple[int, int]] = ()) -> "Served":
@@ -55,15 +57,8 @@ class Served:
             raise ZipARError(
                 f"{name} writes several grids of tokens for an image, and lanes hold one: use `zipar generate`"
             )
-        return cls(name, pipe, grids, longest_prompt)
-
-    def _takes_negative_prompts(self) -> bool:
-        prompts = self.model.examples(1)
-        try:
-            self.model.prefix(prompts, prompts, True, next(iter(self.sizes.values())))
-        except ZipARError:
-            return False
-        return True
+        negative = aside(lambda: _takes_negative_prompts(model, next(iter(grids.values()))))
+        return cls(name, pipe, grids, longest_prompt, negative)
 
     @property
     def model(self) -> VisualModel:
@@ -87,7 +82,7 @@ class Served:
             "sizes": list(self.sizes),
             **clip,
             "defaults": asdict(model.defaults),
-            "negative_prompt": self._takes_negative_prompts(),
+            "negative_prompt": self.negative_prompts,
             "strategies": [
                 {
                     "name": names.name(strategy),
@@ -132,6 +127,15 @@ class Served:
             seeds=[seed + i for i in range(asked.n)],
             size=size,
         )
+
+
+def _takes_negative_prompts(model: VisualModel, grid: TokenGrid) -> bool:
+    prompts = model.examples(1)
+    try:
+        model.prefix(prompts, prompts, True, grid)
+    except ZipARError:
+        return False
+    return True
 
 
 @contextmanager
