@@ -102,3 +102,12 @@ def test_files_that_are_none(zipar, tmp_path):
     assert zipar("batch", "a.txt", "file")[2].startswith("error: file cannot be made: ")
     assert zipar("batch", "missing", "out")[2].startswith("error: missing cannot be read: No such file")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", [("batch", "prompts.jsonl", "out"), ("serve",)])
+def test_ray_under_torchrun(zipar, monkeypatch, command):
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    code, _, err = zipar(*command, "--ray")
+    assert code == 2
+    assert err.startswith("error: --ray is not possible under torchrun")
