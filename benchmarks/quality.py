@@ -1,6 +1,6 @@
 """What strategies do to the images of models, and what they cost: writes docs/quality.md.
 
-    python benchmarks/quality.py emoji=600 fashion=2000 CIFAR10_DIRECTORY=5000 --real CIFAR10_DIRECTORY=PICTURES
+    python benchmarks/quality.py emoji=600 fashion=600 CIFAR10_DIRECTORY=5000 --real CIFAR10_DIRECTORY=PICTURES
 
 Finished batches and timings stay in ``--output``: a run that was killed goes on where it was, and the document is
 written anew from them in seconds. Give the timings idle cores.
@@ -165,7 +165,7 @@ def pair(text: str) -> tuple[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", type=pair, default=[("emoji", "600"), ("fashion", "2000")])
+    parser.add_argument("models", nargs="*", type=pair, default=[("emoji", "600"), ("fashion", "600")])
     parser.add_argument("--real", metavar="MODEL=FOLDER", nargs="+", type=pair, default=[], help="held-out pictures")
     parser.add_argument("--exact-images", type=int, default=200, help="of lossless decoding")
     parser.add_argument("--batch-size", type=int, default=50)

@@ -20,7 +20,7 @@ from ablations import kept
 from decoding import machine
 from rules import Rejecting
 from studies import ALONE, SEED, Watched, prompts
-from zipar import DEFAULT, CoupledJacobi, TokenGrid, ZipAR
+from zipar import DEFAULT, CoupledJacobi, TokenGrid, ZipAR, pretrained
 from zipar.decoding import names
 from zipar.decoding.engine import Decoded, decode
 from zipar.decoding.jacobi import Ahead
@@ -251,9 +251,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/tried"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     args = parser.parse_args()
-    sections = []
+    sections, done = [], []
     for place in args.models:
         bench = Bench(place, args.images)
+        done.append(bench.name)
         lines = ["| variant | what | passes | queries | divergence | surprise excess |"]
         lines += ["| --- | --- | ---: | ---: | ---: | ---: |"]
         for line in rows(bench, args.output):
@@ -261,7 +262,8 @@ def main() -> None:
             print(line, flush=True)
         sections.append("\n".join([f"## {bench.name}", "", *lines, ""]))
     text = (Path(__file__).parent / "tried.md").read_text(encoding="utf-8")
-    filled = text.format(images=args.images, machine=machine(), sections="\n".join(sections))
+    models = " ".join(name if name in pretrained.names() else f"{name.upper()}_DIRECTORY" for name in done)
+    filled = text.format(images=args.images, models=models, machine=machine(), sections="\n".join(sections))
     (args.docs / "tried.md").write_text(filled, encoding="utf-8")
 
 

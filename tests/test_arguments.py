@@ -113,6 +113,7 @@ def calls(tiny_models, janus_directory, offline, tiny_clips):
         "callback": None,
     }
     loaded = {"model": janus_directory, "dtype": None, "device": "cpu", "cuda_graphs": True, "quantize": None}
+    loaded["tensor_parallel"] = False
     drawn = {"prefix": prefix, "grid": grid, "sampling": sampling}
     decoded = {"model": model, **drawn, "strategy": zipar.Raster(), "seeds": [0], "callback": None}
     decoded |= {"deterministic": False, "cuda_graphs": False}

@@ -328,6 +328,7 @@ def pipeline(
         ZipARError: no such checkpoint, a damaged one, one of an unsupported family, or one that cannot be quantised or
             sharded; or an argument of a wrong type.
     """
+    cuda_graphs, tensor_parallel = flag("cuda_graphs", cuda_graphs), flag("tensor_parallel", tensor_parallel)
     if isinstance(model, VisualModel):
         if tensor_parallel:
             raise ZipARError("a loaded model cannot be sharded: give its checkpoint directory or hub id instead")
@@ -337,7 +338,6 @@ def pipeline(
     if not isinstance(model, str | os.PathLike):
         known = "one of zipar's, such as zipar.models.janus.Janus(model, processor)"
         raise refusal("model", model, f"a directory, a hub id or {known}")
-    cuda_graphs, tensor_parallel = flag("cuda_graphs", cuda_graphs), flag("tensor_parallel", tensor_parallel)
     directory = auto.find(model)
     loaded = auto.load(directory, _weights(dtype), device, quantize, tensor_parallel)
     return Pipeline(loaded, tuned(directory), cuda_graphs)

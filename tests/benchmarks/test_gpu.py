@@ -27,13 +27,7 @@ def run(gpu, folder, shape="toy LlamaGen", batches=("1",), limit="96", acceptanc
     return json.loads((folder / "gpu.json").read_text())
 
 
-@pytest.mark.parametrize(
-    "shape",
-    [
-        *("toy LlamaGen", "toy Janus", "toy Liquid", "toy SimpleAR"),
-        *("toy Emu3", "toy Emu3.5", "toy Lumina", "toy GLM-Image"),
-    ],
-)
+@pytest.mark.parametrize("shape", ["toy LlamaGen", "toy Janus", "toy Emu3.5", "toy GLM-Image"])
 def test_counts_the_passes_of_known_acceptance(gpu, tmp_path, shape):
     rates = (0, 1) if shape == "toy LlamaGen" else (1,)  # the same for any model
     report = run(gpu, tmp_path, shape, acceptance=map(str, rates))
