@@ -240,7 +240,7 @@ def rows(bench: Bench, output: Path) -> Iterator[str]:
         found = kept(path, lambda strategy=strategy, first=first: bench.row(strategy, first))  # type: ignore[misc]
         (value, reach), (excess, about) = found["divergence"], found["excess"]
         cells = [f"{found['passes']:.1f}", f"{found['queries']:,.0f}"]
-        cells += [f"{value:.4f} ± {reach:.4f}", f"{excess:+.3f} ± {about:.3f}"]
+        cells += [f"{round(value, 4) + 0.0:.4f} ± {reach:.4f}", f"{excess:+.3f} ± {about:.3f}"]
         yield f"| {' | '.join([name, what, *cells])} |"
 
 
