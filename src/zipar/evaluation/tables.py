@@ -16,7 +16,8 @@ class _Figure(NamedTuple):
     def cell(self, value: Any, brief: bool) -> str:
         if not isinstance(value, Estimate):
             return self.form.format(value)
-        center, low, high = (self.form.format(self.scale * bound) for bound in value)
+        # rounded lest noise of floats show as a negative zero
+        center, low, high = (self.form.format(round(self.scale * bound, 6) + 0.0) for bound in value)
         reach = self.form.replace("+", "").format(self.scale * value.reach)
         return f"{center} ±{reach}" if brief else f"{center} [{low}, {high}]"
 
