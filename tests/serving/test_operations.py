@@ -25,7 +25,7 @@ def figures(server):
 
 def test_health_readiness_and_documents(server):
     assert server.ask("GET", "/health")[0] == server.ask("GET", "/ready")[0] == 200
-    assert server.ask("GET", "/docs")[0] == 200
+    assert server.ask("GET", "/docs")[0] == 404  # it would load its scripts from elsewhere
     body = server.ask("GET", "/openapi.json")[2]["paths"]["/v1/images/generations"]["post"]["requestBody"]
     assert "guidance_scale" in body["content"]["application/json"]["schema"]["properties"]
 

@@ -116,7 +116,8 @@ def serve(
     """Serve models over HTTP, as OpenAI's API for images does. Needs the extra zipar-torch\\[serve].
 
     Images join those that are being decoded, and leave as they are done. SIGTERM and Ctrl-C finish what was accepted; a
-    second one does not. http://HOST:PORT/ is a page to try it, /docs has the API, /metrics figures for Prometheus.
+    second one does not. http://HOST:PORT/ is a page to try it, /openapi.json has the API, /metrics has figures for
+    Prometheus.
     """
     wanted = [size for text in sizes or () if (size := options.parse_size(text))]
     names = list(dict.fromkeys(models or ["emoji"]))

@@ -10,11 +10,14 @@ from typing import Any, TypeGuard
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 _OWNERS = ("torch.nn.", "transformers.", "zipar.")
 """Whose modules are known to call their linear layers; a wrapper of others may read their weights instead."""
 _SAMPLES = 97
+_EXACT, _ROWS = 64, 16
+"""Products of more than so many rows have a multiple of so many: oneDNN keeps what it compiles for each number."""
 BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 """Whether the processor has what oneDNN needs for bfloat16."""
 
@@ -30,6 +33,13 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
+        rows = x.shape[:-1].numel()
+        if rows <= _EXACT or rows % _ROWS == 0:
+            return self._product(x)
+        padded = F.pad(x.reshape(rows, -1), (0, 0, 0, -rows % _ROWS))
+        return self._product(padded)[:rows].view(*x.shape[:-1], -1)
+
+    def _product(self, x: Tensor) -> Tensor:
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return product
 

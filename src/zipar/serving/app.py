@@ -38,7 +38,8 @@ def application(scheduler: "Scheduler", *, api_key: str | None = None, allowed_o
         api_key: guards all but health, readiness and metrics; None lets everybody in.
         allowed_origins: of web pages that may ask from browsers; "*" for all.
     """
-    app = FastAPI(title="ZipAR", version=zipar.__version__, redoc_url=None)
+    # no page of the API: FastAPI's would load its scripts from elsewhere
+    app = FastAPI(title="ZipAR", version=zipar.__version__, docs_url=None, redoc_url=None)
     if allowed_origins:
         app.add_middleware(CORSMiddleware, allow_origins=allowed_origins, allow_methods=["*"], allow_headers=["*"])
     app.add_exception_handler(APIError, _answer)
@@ -227,7 +228,7 @@ async def _answer(request: Request, error: Exception) -> Response:
         case ClientDisconnect():
             told = APIError(499, "the client has gone")
         case HTTPException(status_code=status):
-            allowed = f"use POST {IMAGES[0]}, GET /v1/models, /health, /ready, /metrics or /docs"
+            allowed = f"use POST {IMAGES[0]}, GET /v1/models, /health, /ready, /metrics or /openapi.json"
             told = APIError(status, f"{request.method} {request.url.path[:100]} is not possible: {allowed}")
             told.headers = error.headers
         case _:
