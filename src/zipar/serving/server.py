@@ -16,6 +16,8 @@ from zipar.serving.door import JSONLines
 if TYPE_CHECKING:
     from zipar.serving.scheduler import Scheduler
 
+IDLE = 75
+"""Seconds that a connection may rest: longer than clients and proxies keep theirs, lest it ends as one asks again."""
 GRACE = 30
 """Seconds that clients have, once the last image is done, to take what they were sent."""
 
@@ -54,7 +56,9 @@ def run(
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONLines() if log_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE)
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, timeout_keep_alive=IDLE, timeout_graceful_shutdown=GRACE
+    )
     server = Server(config, scheduler, ready)
     server.run([taken])
     if server.caught == signal.SIGINT:
