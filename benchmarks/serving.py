@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx2
@@ -32,7 +33,9 @@ from decoding import machine
 from zipar.decoding import names
 from zipar.serving import server
 from zipar.serving.app import application
+from zipar.serving.batch import Recipe, finished
 from zipar.serving.events import Made
+from zipar.serving.lines import Line
 from zipar.serving.painter import encode
 from zipar.serving.scheduler import Scheduler
 from zipar.serving.served import Served
@@ -114,20 +117,44 @@ def offline(pipe: zipar.Pipeline, args: argparse.Namespace) -> Figures:
     """Seconds of single images, those of the lightest load, and images a second in full batches, files included."""
     prompts = pipe.model.examples(PROMPTS)
 
-    def seconds(prompts: Sequence[str], seed: int) -> float:
-        started = time.perf_counter()
-        for image in pipe(list(prompts), seed=seed).images:
-            encode([image], "png", 100)
-        return time.perf_counter() - started
-
-    seconds(prompts[: args.rows], 0)  # warms up
-    single = [seconds([prompts[number % PROMPTS]], number) for number in range(FEWEST)]
-    full = [seconds(prompts[: args.rows], seed) for seed in range(args.batches)]
+    _seconds(pipe, prompts[: args.rows], 0)  # warms up
+    single = [_seconds(pipe, [prompts[number % PROMPTS]], number) for number in range(FEWEST)]
+    full = [_seconds(pipe, prompts[: args.rows], seed) for seed in range(args.batches)]
     return {
         "machine": machine(),
         "single": statistics.median(single),
         "rate": args.rows / statistics.median(full),
     }
+
+
+def _seconds(pipe: zipar.Pipeline, prompts: Sequence[str], seed: int) -> float:
+    started = time.perf_counter()
+    for image in pipe(list(prompts), seed=seed).images:
+        encode([image], "png", 100)
+    return time.perf_counter() - started
+
+
+def job(pipe: zipar.Pipeline, args: argparse.Namespace) -> Figures:
+    """Images a second of a batch job, and of the same images in full batches, each before and after the other."""
+    prompts, numbers = pipe.model.examples(PROMPTS), range(args.rows * args.batches)
+    strategy = {"strategy": names.name(pipe.strategy)}
+    lines = [Line(n + 1, str(n), {"prompt": prompts[n % PROMPTS], "seed": n, **strategy}) for n in numbers]
+
+    def full() -> float:
+        parts = (numbers[first : first + args.rows] for first in numbers[:: args.rows])
+        return sum(_seconds(pipe, [prompts[n % PROMPTS] for n in part], part[0]) for part in parts)
+
+    taken, beside = 0.0, aside(full)
+    for _ in range(2):
+        with (
+            TemporaryDirectory() as folder,
+            Recipe("model", args.model, Path(folder), rows=args.rows).started() as make,
+        ):
+            started = time.perf_counter()
+            assert all("error" not in record for record in finished(make, lines))
+            taken += time.perf_counter() - started
+    beside += aside(full)
+    return {"images": len(lines), "job": 2 * len(lines) / taken, "full": 2 * len(lines) / beside}
 
 
 async def offered(port: int, rate: float, count: int, prompts: Sequence[str]) -> Figures:
@@ -190,22 +217,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--clients", type=int, default=200, help="that are too many")
     parser.add_argument("--siege", type=float, default=120, help="seconds of too many")
     parser.add_argument("--loads", type=float, nargs="+", default=LOADS)
-    parser.add_argument("--batches", type=int, default=5, help="timed offline")
+    parser.add_argument("--batches", type=int, default=8, help="timed offline")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/serving"))
     parser.add_argument("--page", type=Path, default=Path("docs/serving.md"))
     parser.add_argument("--serve", choices=ENGINES, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.serve:
         return serve(args)
-    pipe = pipeline(args)
+    pipe = aside(partial(pipeline, args))  # a team of threads less
     prompts = pipe.model.examples(PROMPTS)
-    base = kept(args.output / "offline.json", lambda: offline(pipe, args))
+    base = kept(args.output / "offline.json", lambda: aside(partial(offline, pipe, args)))
     rates = [load * base["rate"] for load in args.loads]
 
     def load(engine: str) -> Figures:
         return {"loads": measured(engine, rates, prompts, args)}
 
     found = {engine: kept(args.output / f"{engine}.json", partial(load, engine))["loads"] for engine in ENGINES}
+    batch = kept(args.output / "job.json", lambda: job(pipe, args))
     siege = kept(args.output / "siege.json", lambda: overload.measure(args.model, args.clients, args.siege))
     text = (Path(__file__).parent / "serving.md").read_text(encoding="utf-8")
     filled = text.format(
@@ -218,6 +246,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         single=f"{base['single']:.2f}",
         rate=f"{base['rate']:.2f}",
         loads=table(args.loads, found, base),
+        images=batch["images"],
+        job=f"{batch['job']:.2f}",
+        beside=f"{batch['job'] / batch['full']:.2f}",
         siege=overload.sentence(siege),
         light=f"{statistics.median(found['ours'][0]['seconds']) / base['single'] - 1:+.0%}",
         saturated=f"{found['ours'][-1]['rate'] / base['rate']:.2f}",
