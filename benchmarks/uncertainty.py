@@ -1,10 +1,10 @@
 """Strategies at every level of uncertainty: passes and divergence over nats a token; writes docs/uncertainty.md.
 
-    python benchmarks/uncertainty.py emoji fashion DIRECTORY... --images 64
+    python benchmarks/uncertainty.py emoji=64 fashion=64 DIRECTORY=64...
 
 Each model is made surer and less sure of its tokens by temperature; guidance and filters are off, unless it is asked at
-its own defaults. Finished batches stay in ``--output``, so that a run that was killed goes on where it was. Nothing is
-timed.
+its own defaults; with more than 256 tokens it is asked at these alone. Finished batches stay in ``--output``, so that a
+run that was killed goes on where it was. Nothing is timed.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from decoding import machine
+from quality import pair
 from studies import SEED, alone, prompts
 from zipar.decoding import names
 from zipar.decoding.sampling import Sampling
@@ -30,28 +31,32 @@ COLUMNS = ["strategy", "forward_passes", "fewer", "divergence", "excess", "entro
 Rows = Sequence[Mapping[str, Any]]
 
 
-def measured(place: str, args: argparse.Namespace) -> Iterator[tuple[str, Rows]]:
+def measured(place: str, images: int, args: argparse.Namespace) -> Iterator[tuple[str, Rows]]:
     """What a model was asked for, and a row for each strategy: first at its own defaults."""
     directory = auto.find(place)
     model = auto.load(directory, device="cpu")
-    for asked in dict.fromkeys([model.defaults, *(Sampling(temperature=each) for each in args.temperatures)]):
-        yield under(asked, model, directory, args)
+    large = model.grid(*model.image_size).tokens > 256
+    temperatures = [] if large else [Sampling(temperature=each) for each in args.temperatures]
+    for asked in dict.fromkeys([model.defaults, *temperatures]):
+        yield under(asked, model, directory, images, args)
 
 
-def under(asked: Sampling, model: VisualModel, directory: Path, args: argparse.Namespace) -> tuple[str, Rows]:
+def under(
+    asked: Sampling, model: VisualModel, directory: Path, images: int, args: argparse.Namespace
+) -> tuple[str, Rows]:
     """The same for one way of sampling."""
     emoji = directory.name == "emoji"
     study = Study(
         model=model,
         stamp=stamp(directory),
-        prompts=prompts(args.images) if emoji else model.examples(args.images),
+        prompts=prompts(images) if emoji else model.examples(images),
         sampling=asked,
         grid=model.grid(*model.image_size),
         seed=SEED,
         batch_size=args.batch_size,
         folder=args.output / directory.name,
     )
-    title = f"{directory.name}, temperature {asked.temperature:g}"
+    title = f"{directory.name}, {study.grid.rows} x {study.grid.columns} tokens, temperature {asked.temperature:g}"
     title += f", guidance {asked.guidance_scale:g}" if asked.guided else ""
     strategies = [alone(names.parse(name)) for name in args.strategies]
     report = evaluate(study, strategies, Graders(), 0, lambda each, made: print(title, names.name(each), made))
@@ -104,20 +109,19 @@ def plot(found: Mapping[str, Rows], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", help="embedded names or checkpoint directories")
-    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("models", nargs="+", type=pair, metavar="MODEL=IMAGES", help="embedded names or directories")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--strategies", nargs="+", default=STRATEGIES)
     parser.add_argument("--temperatures", nargs="+", type=float, default=TEMPERATURES)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/uncertainty"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     args = parser.parse_args()
-    found = dict(each for place in args.models for each in measured(place, args))
+    found = dict(each for place, images in args.models for each in measured(place, int(images), args))
     args.docs.mkdir(exist_ok=True)
     plot(found, args.docs / "uncertainty.png")
     sections = [f"### {title}\n\n{tables.markdown(rows, COLUMNS)}\n" for title, rows in found.items()]
     text = (Path(__file__).parent / "uncertainty.md").read_text(encoding="utf-8")
-    filled = text.format(images=args.images, machine=machine(), sections="\n".join(sections))
+    filled = text.format(machine=machine(), sections="\n".join(sections))
     (args.docs / "uncertainty.md").write_text(filled, encoding="utf-8")
 
 
