@@ -166,7 +166,20 @@ def test_a_shard_has_a_manifest_of_its_own(job, prompt_file, tmp_path):
     assert Manifest(Folder(tmp_path / "out"), (2, 2)).path.name == "manifest-2-of-2.jsonl"
     with Manifest(Folder(tmp_path / "out"), (1, 2)) as other:
         other.add({"id": "1", "error": "theirs"})
+        other.add({"id": "3", "file": "3.png"})  # and was removed
     assert job(prompt_file(*lines)).keys() == {"2", "3", "4"}
+    with Manifest(Folder(tmp_path / "out")) as ours:
+        assert (ours.made, ours.failed, ours.elsewhere) == (3, 0, {"1"})
+    assert job(prompt_file(*lines), retry_failed=True).keys() == {"1", "2", "3", "4"}
+    with Manifest(Folder(tmp_path / "out")) as ours:
+        assert (ours.made, ours.failed, ours.elsewhere) == (4, 0, set())
+
+
+def test_what_was_being_written_is_swept_away(job, prompt_file, tmp_path):
+    (tmp_path / "out" / ".zipar").mkdir(parents=True)
+    (tmp_path / "out" / ".zipar" / "1.abc.part").write_bytes(b"half")  # as after kill -9
+    job(prompt_file({"prompt": FOX}))
+    assert not list((tmp_path / "out" / ".zipar").iterdir())
 
 
 def test_it_goes_on_where_it_was(job, prompt_file, tmp_path):

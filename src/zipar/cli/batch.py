@@ -158,10 +158,12 @@ def batch(
                     folder.forget(record["id"])
                     show("painting", 1)
         folder.tidy()
+        elsewhere = manifest.elsewhere & ids
         if not quiet:
             failed = f", {manifest.failed} failed: see {manifest.path}" if manifest.failed else ""
+            failed += f", {len(elsewhere)} failed in other shards" if elsewhere else ""
             print(f"{out}: {manifest.made} images{failed}")
-        raise typer.Exit(1 if manifest.failed else 0)
+        raise typer.Exit(1 if manifest.failed or elsewhere else 0)
 
 
 def _shard(text: str | None) -> tuple[int, int]:

@@ -21,6 +21,8 @@ from zipar.errors import ZipARError
 
 Record: TypeAlias = dict[str, Any]
 """What became of an id: "file" and how it was made, or "error"."""
+PART = ".part"
+"""Ends the names of files that are being written."""
 KEYWORD = "zipar"
 """Of the text in a PNG that tells how it was made."""
 
@@ -46,12 +48,16 @@ class Folder:
     def save(self, record: Record, png: bytes) -> None:
         """Write an image; the record is in its text."""
         self.make()
-        part = self.hidden / f"{record['id']}.{uuid4().hex}"
-        with open(part, "wb") as file:
-            file.write(with_text(png, json.dumps(record)))
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self.place / self.name(record["id"]))
+        part = self.hidden / f"{record['id']}.{uuid4().hex}{PART}"
+        try:
+            with open(part, "wb") as file:
+                file.write(with_text(png, json.dumps(record)))
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(self.place / self.name(record["id"]))
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
 
     def record(self, id: str) -> Record | None:
         """What the text of an image tells; None where there is no image of ours."""
@@ -86,6 +92,11 @@ class Folder:
         """Forget the tries: it has a record, or is to be tried anew."""
         self._tries(id).unlink(missing_ok=True)
 
+    def sweep(self) -> None:
+        """Remove what processes left that ended while they wrote; none may be at it."""
+        for part in self.hidden.glob(f"*{PART}"):
+            part.unlink(missing_ok=True)
+
     def tidy(self) -> None:
         """Leave nothing but the results, once there is nothing else."""
         with suppress(OSError):
@@ -110,15 +121,28 @@ class Manifest:
         self.path = folder.place / ("manifest.jsonl" if shard[1] == 1 else "manifest-{}-of-{}.jsonl".format(*shard))
         self.done: set[str] = set()
         """Ids with a record, in the manifest of whatever shard."""
+        self.elsewhere: set[str] = set()
+        """Those of them that failed in other shards."""
         self.made = self.failed = 0
-        """Records of images, and of errors."""
+        """Records of images, and of errors, in this manifest."""
         folder.make()
-        there = folder.names()
         self._files = [_locked(self.path)]
+        others: dict[str, Record] = {}
+        for other in folder.place.glob("manifest*.jsonl"):
+            if other != self.path:
+                with open(other, "rb") as file:
+                    others.update((record["id"], record) for record in _records(file))
+        if not others:
+            folder.sweep()
+        there = folder.names()  # an image comes before its record
+
+        def stands(record: Record) -> bool:
+            return record.get("file") in there or ("error" in record and not retry_failed)
+
         kept = folder.hidden / self.path.name
         with open(self.path, "rb") as file, open(kept, "w+b") as new:
             for record in _records(file):
-                if record.get("file") not in there and ("error" not in record or retry_failed):
+                if not stands(record):
                     folder.forget(record["id"])
                 elif record["id"] not in self.done:
                     self.done.add(record["id"])
@@ -127,10 +151,10 @@ class Manifest:
         # torn lines are gone, and what has to be made again; the lock goes with the name
         self._files.append(_locked(kept))
         kept.replace(self.path)
-        for other in folder.place.glob("manifest*.jsonl"):
-            if other != self.path:
-                with open(other, "rb") as file:
-                    self.done.update(record["id"] for record in _records(file))
+        for record in others.values():
+            if record["id"] not in self.done and stands(record):
+                self.done.add(record["id"])
+                self.elsewhere |= {record["id"]} if "error" in record else set()
 
     def add(self, record: Record) -> None:
         """Write what became of an id."""
