@@ -50,6 +50,7 @@ def test_kubernetes(kubernetes):
     probes = [container[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")]
     assert probes == ["/health", "/ready", "/health"]
     assert pod["terminationGracePeriodSeconds"] > 30
+    assert container["lifecycle"]["preStop"]["exec"]["command"][0] == "sleep"
     assert pod["securityContext"]["runAsNonRoot"]
     (key,) = container["env"]
     assert key["name"] in (FOLDER.parent / "src/zipar/cli/serve.py").read_text()

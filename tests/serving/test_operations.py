@@ -78,6 +78,8 @@ def test_origins(serving, server):
         status, headers, _ = guarded.ask("OPTIONS", "/v1/models", headers=asked)
         assert (status, headers["access-control-allow-origin"]) == (200, "https://a.example")
         assert "access-control-allow-origin" not in guarded.ask("GET", "/health", headers={"origin": "https://b"})[1]
+        status, headers, _ = guarded.ask("GET", "/v1/models", headers={"origin": "https://a.example"})
+        assert (status, headers["access-control-allow-origin"]) == (401, "https://a.example")  # a page can say why
 
 
 @pytest.mark.parametrize(
@@ -173,6 +175,20 @@ def test_streams_say_that_they_are_alive(server, gate, monkeypatch, helpers):
         gate.set()
         while b"image_generation.completed" not in content:
             content += connection.recv(65536)
+
+
+def test_streams_that_wait_say_so_too(serving, gate, monkeypatch, helpers):
+    monkeypatch.setattr("zipar.serving.app.PING", 0.05)
+    with serving(rows=1, lanes=1) as server, server.socket(helpers.post({})):
+        helpers.until(lambda: figures(server)["zipar:num_requests_running"] == 1)
+        with server.socket(helpers.post({"stream": True})) as connection:
+            content = b""
+            while content.count(b": ping") < 2:
+                content += connection.recv(65536)
+            assert figures(server)["zipar:num_requests_waiting"] == 1
+            gate.set()
+            while b"image_generation.completed" not in content:
+                content += connection.recv(65536)
 
 
 def test_more_than_fits_is_refused(serving, gate, helpers):

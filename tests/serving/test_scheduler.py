@@ -4,14 +4,18 @@ import random
 import threading
 import time
 from collections import Counter
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import torch
 
 from zipar import ZipARError
 from zipar.decoding.lane import Lane
 from zipar.models.llamagen import LlamaGen
 from zipar.serving.events import Begun, Failed, Made
+from zipar.serving.painter import Painter
 from zipar.serving.protocol import APIError
 from zipar.serving.scheduler import Scheduler
 from zipar.serving.served import Served
@@ -219,6 +223,49 @@ def test_a_lane_that_breaks_is_replaced(scheduling, asked, helpers, expected, mo
         helpers.until(ask.answered)
         assert np.array_equal(helpers.pixels(ask.told[1][-1].content), expected(seed=3))
         assert scheduler.alive
+
+
+@pytest.mark.skipif(not hasattr(torch, "AcceleratorError"), reason="this torch has no such error")
+def test_a_device_that_died_ends_the_engine(scheduling, asked, helpers, monkeypatch):
+    """Nothing would ever work again: who watches the process has to start another."""
+    with scheduling(rows=3, lanes=2) as scheduler:
+        ask = asked(scheduler)
+        monkeypatch.setattr(Lane, "step", Mock(side_effect=torch.AcceleratorError("an illegal memory access")))
+        for strategy in ("raster", "zipar:2"):
+            ask(strategy=strategy)
+        helpers.until(ask.answered)
+        errors = [told[-1].error for told in ask.told]
+        assert {(error.status, error.headers["Retry-After"]) for error in errors} == {(503, "5")}
+        helpers.until(lambda: not scheduler.alive)
+
+
+def test_a_painter_that_breaks_is_told_of(scheduling, asked, helpers, monkeypatch):
+    with scheduling() as scheduler:
+        monkeypatch.setattr(Painter, "_do", Mock(side_effect=RuntimeError("no stream")))
+        ask = asked(scheduler)
+        ask(n=2)
+        helpers.until(ask.answered)
+        assert ask.told[0][-1].error.status == 500
+        helpers.until(lambda: scheduler._count(lambda image: True) == 0)
+
+
+def test_the_pace_is_that_of_a_lane(scheduling, asked, helpers, monkeypatch):
+    """Of images that are done together each took a share of their time: it says when to come again."""
+    clock, step = [0], Lane.step
+
+    def ticking(lane):
+        clock[0] += 1
+        return step(lane)
+
+    monkeypatch.setattr(Lane, "step", ticking)
+    now = SimpleNamespace(perf_counter=lambda: clock[0], thread_time=time.thread_time)
+    monkeypatch.setattr("zipar.serving.scheduler.time", now)
+    with scheduling(rows=3, lanes=1) as scheduler:
+        ask = asked(scheduler)
+        for _ in range(12):
+            ask(n=3, strategy="raster")
+        helpers.until(lambda: scheduler._count(lambda image: True) == 0)
+        assert scheduler._pace == pytest.approx(35 / 3, rel=0.02)
 
 
 def test_logits_that_are_no_numbers_are_told(scheduling, asked, helpers, pipes, monkeypatch):

@@ -191,7 +191,7 @@ def serve(
         follow(load)
         return
     taken = server.bind(host, port)
-    with session.enough_memory(), leading() as leader:
+    with orderly(), session.enough_memory(), leading() as leader:
         leader.call_up()
         served = load()
         with Scheduler(served, rows=rows, lanes=lanes, queue=queue, aliases=aliased, lane=leader.lane) as scheduler:

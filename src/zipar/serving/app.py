@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 import zipar
 from zipar.serving import page, protocol
-from zipar.serving.door import Door
+from zipar.serving.door import Door, Lock
 from zipar.serving.events import Event, Failed, Made, Partial
 from zipar.serving.protocol import APIError
 
@@ -35,13 +35,21 @@ def application(scheduler: "Scheduler", *, api_key: str | None = None, allowed_o
     """The API of OpenAI for images, and what operators need.
 
     Args:
-        api_key: guards all but health, readiness and metrics; None lets everybody in.
+        api_key: guards what asks for images or models; None lets everybody in.
         allowed_origins: of web pages that may ask from browsers; "*" for all.
     """
     # no page of the API: FastAPI's would load its scripts from elsewhere
     app = FastAPI(title="ZipAR", version=zipar.__version__, docs_url=None, redoc_url=None)
-    if allowed_origins:
-        app.add_middleware(CORSMiddleware, allow_origins=allowed_origins, allow_methods=["*"], allow_headers=["*"])
+    if api_key is not None:
+        app.add_middleware(Lock, key=api_key)
+    if allowed_origins:  # outside the lock, so that browsers may read what it says
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=allowed_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
     app.add_exception_handler(APIError, _answer)
     app.add_exception_handler(HTTPException, _answer)
     app.add_exception_handler(Exception, _answer)
@@ -66,9 +74,11 @@ def application(scheduler: "Scheduler", *, api_key: str | None = None, allowed_o
 
         if asked.stream:
             try:
-                first = await _unless_gone(request, events.get())
+                first = await _unless_gone(request, asyncio.wait_for(events.get(), PING))
                 if isinstance(first, Failed):
                     raise first.error
+            except asyncio.TimeoutError:
+                pass  # it waits in the queue, and the stream says that it is alive
             except BaseException:
                 job.cancel()
                 raise
@@ -115,7 +125,7 @@ def application(scheduler: "Scheduler", *, api_key: str | None = None, allowed_o
     async def metrics() -> Response:
         return Response(scheduler.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    return Door(app, api_key)
+    return Door(app)
 
 
 class _Stream(StreamingResponse):

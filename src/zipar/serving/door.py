@@ -1,4 +1,4 @@
-"""What every request passes on its way in and out: an id, a key, a line in the log."""
+"""What every request passes on its way in and out: an id, a line in the log, a lock."""
 
 import hmac
 import json
@@ -23,12 +23,8 @@ GUARDED = ("/v1/", "/proxy/")
 class Door:
     """ASGI around the application."""
 
-    def __init__(self, app: ASGIApp, api_key: str | None = None) -> None:
-        """
-        Args:
-            api_key: what requests for ``GUARDED`` paths must bring; None lets all in.
-        """
-        self.app, self._key = app, None if api_key is None else os.fsencode(api_key.strip())
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -48,11 +44,7 @@ class Door:
             await send(message)
 
         try:
-            if self._welcome(scope, headers):
-                return await self.app(scope, receive, answer)
-            lacking = "the API key is wrong or missing: send it as Authorization: Bearer KEY"
-            error = APIError(401, lacking, code="invalid_api_key")
-            return await JSONResponse(error.body(), 401, {"WWW-Authenticate": "Bearer"})(scope, receive, answer)
+            return await self.app(scope, receive, answer)
         finally:
             seconds = time.perf_counter() - started
             fields = {"request_id": request_id, "method": scope["method"], "path": scope["path"], "status": status}
@@ -61,11 +53,29 @@ class Door:
                 extra={"fields": {**fields, "seconds": round(seconds, 4), **told}},
             )
 
-    def _welcome(self, scope: Scope, headers: Headers) -> bool:
-        if self._key is None or scope["method"] == "OPTIONS" or not scope["path"].startswith(GUARDED):
+
+class Lock:
+    """ASGI around what needs a key."""
+
+    def __init__(self, app: ASGIApp, key: str) -> None:
+        """
+        Args:
+            key: what requests for ``GUARDED`` paths must bring.
+        """
+        self.app, self._key = app, os.fsencode(key.strip())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or self._opens(scope):
+            return await self.app(scope, receive, send)
+        lacking = "the API key is wrong or missing: send it as Authorization: Bearer KEY"
+        error = APIError(401, lacking, code="invalid_api_key")
+        return await JSONResponse(error.body(), 401, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+
+    def _opens(self, scope: Scope) -> bool:
+        if scope["method"] == "OPTIONS" or not scope["path"].startswith(GUARDED):
             return True
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        return hmac.compare_digest(key.strip().encode("latin-1"), self._key) and scheme.lower() == "bearer"
+        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+        return hmac.compare_digest(key.strip(" ").encode("latin-1"), self._key) and scheme.lower() == "bearer"
 
 
 class JSONLines(logging.Formatter):

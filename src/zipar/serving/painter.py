@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import torch
@@ -26,10 +27,10 @@ class Painter:
         self._thread = threads.single("zipar-painter")
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
-    def put(self, work: Callable[..., None], device: torch.device, *arguments: Any) -> None:
+    def put(self, work: Callable[..., None], device: torch.device, *arguments: Any) -> "Future[None]":
         """Have ``work(*arguments)`` done, once what the caller has asked of the device is."""
         ready = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
-        self._thread.submit(self._do, work, device, ready, arguments)
+        return self._thread.submit(self._do, work, device, ready, arguments)
 
     def stop(self) -> None:
         self._thread.shutdown()

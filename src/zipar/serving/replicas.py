@@ -4,7 +4,9 @@ Each is a scheduler with a queue of its own, which refuses what is too much, as 
 """
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -125,4 +127,7 @@ def run(setup: Setup, address: str | None, host: str, port: int, replicas: tuple
             print(f"http://{host}:{port}/v1 is ready", flush=True)
             threading.Event().wait()
         finally:
-            serve.delete(APP)
+            end = time.monotonic() + PATIENCE
+            while APP in serve.status().applications and time.monotonic() < end:
+                with suppress(TimeoutError):  # Serve waits for a minute, but replicas finish what they were given
+                    serve.delete(APP)

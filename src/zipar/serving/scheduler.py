@@ -10,6 +10,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from threading import Condition, Thread
@@ -32,6 +33,8 @@ from zipar.serving.served import Order, Served, Style
 log = logging.getLogger("zipar.serving")
 LONGEST_WAIT = 60
 """Seconds that a client is told to wait at most before it comes back."""
+DEAD: Any = getattr(torch, "AcceleratorError", ())
+"""What is raised by a device that computes nothing any more in this process."""
 SPARING = 3
 """The decoder works for so many seconds before it lets the painter work for one on what traces show."""
 
@@ -108,7 +111,6 @@ class Scheduler:
         lanes: int = 2,
         queue: int = 64,
         aliases: Mapping[str, str] | None = None,
-        metrics: Metrics | None = None,
         lane: Callable[[Style, int], StyleLane] = StyleLane,
     ) -> None:
         """
@@ -132,7 +134,7 @@ class Scheduler:
         for alias, name in self.names.items():
             if name not in self.models or not text("alias", alias).strip():
                 raise ZipARError(f"alias {alias!r} is of {name!r}, which is not served: use {', '.join(self.models)}")
-        self.rows, self.lanes, self.queue, self.metrics = rows, lanes, queue, metrics or Metrics()
+        self.rows, self.lanes, self.queue, self.metrics = rows, lanes, queue, Metrics()
         self._lane = lane
         self._changed = Condition()
         self._waiting: list[_Image] = []
@@ -196,7 +198,7 @@ class Scheduler:
             raise APIError.of(error) from error
         with self._changed:
             if not self.ready:
-                raise APIError(503, "the server is going down: ask another", headers={"Retry-After": "5"})
+                raise _down("the server is going down: ask another")
             if (held := self._count(lambda image: not image.running)) + asked.n > self.queue:
                 self.metrics.rejections.labels(name).inc()
                 wait = min(LONGEST_WAIT, math.ceil(held * self._pace) + 1)
@@ -252,7 +254,7 @@ class Scheduler:
             self._stopping = True
             left = list(self._images)
         for image in left:
-            self._fail(image, APIError(503, "the server went down before this image was done: try again"))
+            self._fail(image, _down("the server went down before this image was done: try again"))
 
     def _more(self) -> bool:
         """Wait for something to do; False once there will be nothing any more."""
@@ -262,10 +264,12 @@ class Scheduler:
             return not self._stopping
 
     def _each(self, work: Callable[[_Pool], None]) -> None:
-        """Do it to every lane that holds images; whatever happens to one, others go on."""
+        """Do it to every lane that holds images; whatever happens to one, others go on, unless the device is dead."""
         for pool in [pool for pool in self._pools.values() if pool.images]:
             try:
                 work(pool)
+            except DEAD:
+                raise
             except Exception as error:
                 del self._pools[pool.style]
                 for image in pool.images.values():
@@ -273,12 +277,13 @@ class Scheduler:
 
     def _let_out(self, pool: _Pool) -> None:
         """Images leave that are done, or that nobody waits for any more."""
+        company = len(pool.images)
         for finished in pool.lane.retire():
             image = pool.images.pop(finished.ticket)
             image.done, image.running = time.perf_counter(), False
             seconds = image.done - image.begun
             self.metrics.decode_seconds.labels(image.job.model).observe(seconds)
-            self._pace += (seconds / (len(pool.images) + 1) - self._pace) / 8
+            self._pace += (seconds / company - self._pace) / 8
             pool.expected = finished.forward_passes
             self._paint(self._finish, image, finished.tokens, finished)
         for ticket in [ticket for ticket, image in pool.images.items() if image.job.cancelled]:
@@ -302,6 +307,8 @@ class Scheduler:
                 continue
             try:
                 pool = self._pool(image.job.order.style, coming)
+            except DEAD:
+                raise
             except Exception as error:
                 self._leave_queue(image)
                 self._fail(image, error)
@@ -340,6 +347,8 @@ class Scheduler:
         for group in alike.values():
             try:
                 self._admit(pool, group)
+            except DEAD:
+                raise
             except Exception:  # over one of them
                 for image in group:
                     try:
@@ -378,11 +387,23 @@ class Scheduler:
         now = time.thread_time()  # under load this thread waits as the painter does
         if image.index in image.job.unread or now < image.next_partial:
             return False
-        image.next_partial = now + SPARING * self._showing * len(pool.images)
+        image.next_partial = now + SPARING * self._showing * sum(len(each.images) for each in self._pools.values())
         return True
 
     def _paint(self, work: Callable[..., None], image: _Image, *arguments: Any) -> None:
-        self._painter.put(work, image.job.order.style.served.model.device, image, *arguments)
+        def settle(done: Future[None]) -> None:
+            if (error := done.exception()) is not None:  # of the device, else the work has told of it
+                log.error("the painter failed", exc_info=error)
+                self._fail(
+                    image, APIError(500, "the server failed over this image, and has written down why: try again")
+                )
+
+        try:
+            done = self._painter.put(work, image.job.order.style.served.model.device, image, *arguments)
+        except Exception as error:
+            self._fail(image, error)
+            raise
+        done.add_done_callback(settle)
 
     def _show(self, image: _Image, tokens: Tensor, born: Tensor, number: int) -> None:
         """The painter's: a partial image."""
@@ -435,7 +456,7 @@ class Scheduler:
         if isinstance(error, ZipARError):
             error = APIError.of(error)
         elif isinstance(error, torch.OutOfMemoryError):
-            error = APIError(503, "the server has too little memory for this image: try again later")
+            error = _down("the server has too little memory for this image: try again later")
         elif not isinstance(error, APIError):
             log.error("an image failed", exc_info=error)
             error = APIError(500, "the server failed over this image, and has written down why: try again")
@@ -459,3 +480,7 @@ class Scheduler:
             self._images.discard(image)
             if self._drained is not None and not self._images:
                 self._drained()
+
+
+def _down(message: str) -> APIError:
+    return APIError(503, message, headers={"Retry-After": "5"})
