@@ -7,8 +7,9 @@ decide. Finished variants stay in ``--output``, so that a run that was killed go
 """
 
 import argparse
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from zipar.decoding.engine import Decoded, decode
 from zipar.decoding.jacobi import Ahead
 from zipar.decoding.sampling import gumbel
 from zipar.decoding.strategy import Evaluated, Schedule, Step, Strategy
-from zipar.decoding.zipar import Drafted
+from zipar.decoding.zipar import SURE, Drafted
 from zipar.evaluation.fidelity import likelihood
 from zipar.evaluation.report import mean
 from zipar.models import auto
@@ -70,6 +71,26 @@ class Adaptive(Drafted):
         came_true = (self.settled - before - 1).clamp(min=0)  # the first is no draft
         reach = (came_true + self.more).clamp(max=self.lookahead)
         self.reach.copy_(reach.where(self.evaluates.any(-1), self.reach))
+
+
+class Visible(Drafted):
+    """Which drafts other rows see is decided by one thing alone."""
+
+    def begin(self, rule: str) -> None:
+        self.rule = rule
+
+    def settle(self, tokens: Tensor, evaluated: Evaluated) -> None:
+        before = self.settled.clone()
+        super().settle(tokens, evaluated)
+        right = 2 * (self.settled - before) >= self.evaluates.sum(-1)
+        seen = {
+            "all": self.evaluates,
+            "none": torch.zeros_like(self.evaluates),
+            "kept": self.evaluates & (tokens[:, self.slots] == self.guesses),
+            "likely": self.evaluates & (self.surprise <= -math.log(SURE)),
+            "row": self.evaluates & right[..., None],
+        }[self.rule]
+        self.shown[:, self.slots[:, :-1]] = (seen | (self.column < self.settled[..., None]))[..., :-1]
 
 
 class Proposing(Schedule):
@@ -160,7 +181,14 @@ class Relaxed(Rejecting, Drafted):
 
 
 VARIANTS: dict[str, tuple[str, Strategy]] = {
-    "default": ("", DEFAULT),
+    "default": ("rows see drafts that were drawn twice in a row or have a probability of one half", DEFAULT),
+    "rows see all drafts": ("at once", Variant(DEFAULT, Visible, ("all",))),
+    "rows see no drafts": ("settled tokens alone", Variant(DEFAULT, Visible, ("none",))),
+    "rows see drafts drawn twice": ("whatever their probability", Variant(DEFAULT, Visible, ("kept",))),
+    "rows see likely drafts": ("of a probability of one half", Variant(DEFAULT, Visible, ("likely",))),
+    "rows see drafts of right rows": ("of which half came true in this pass", Variant(DEFAULT, Visible, ("row",))),
+    "3 nats": ("a window ends sooner", replace(DEFAULT, nats=3.0)),
+    "6 nats": ("a window ends later", replace(DEFAULT, nats=6.0)),
     "adaptive lookahead": ("a row drafts 2 tokens more than came true", Variant(DEFAULT, Adaptive, (2,))),
     "adaptive lookahead, wider": ("4 tokens more", Variant(DEFAULT, Adaptive, (4,))),
     "first drafts drawn, above": (

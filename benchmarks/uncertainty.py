@@ -92,7 +92,10 @@ def plot(found: Mapping[str, Rows], path: Path) -> None:
             divergence.errorbar(nats, [row["divergence"].value for row in rows], reaches, capsize=2, **style)
         passes.plot([], [], marker, color="#6a737d", label=model)
     passes.set(xlabel="nats a token, raster order", ylabel="forward passes, % of raster's", ylim=(0, None))
-    divergence.set(xlabel="nats a token, raster order", ylabel="divergence, nats a token", ylim=(0, 0.15))
+    ticks = (0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
+    divergence.set_yscale("symlog", linthresh=0.02)
+    divergence.set(xlabel="nats a token, raster order", ylabel="divergence, nats a token", ylim=(0, 0.4))
+    divergence.set_yticks(ticks, map(str, ticks))
     for axis in (passes, divergence):
         axis.grid(alpha=0.3)
     handles, labels = passes.get_legend_handles_labels()

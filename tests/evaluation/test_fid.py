@@ -4,7 +4,7 @@ import torch
 from scipy.linalg import sqrtm
 
 from zipar import ZipARError
-from zipar.evaluation.fid import Moments, frechet_distance, interval, kept_features, resample
+from zipar.evaluation.fid import Moments, frechet_distance, interval, kept_features, ratio, resample
 
 
 def correlated(n: int, seed: int, dim: int = 6) -> torch.Tensor:
@@ -79,6 +79,31 @@ def test_damaged_moments_are_refused(tmp_path):
 def test_resamples_of_equal_sets_are_equal():
     reference, features = Moments.of(correlated(200, 6)), correlated(100, 7)
     assert torch.equal(resample(features, reference, 20), resample(features.clone(), reference, 20))
+
+
+def test_the_ratio_of_populations_lies_in_its_interval():
+    """What two samples are away by, for there are few images, is no part of it."""
+    generator, mean = torch.Generator().manual_seed(3), torch.tensor([1.0] + [0.0] * 7, dtype=torch.float64)
+    reference = Moments(torch.zeros(8).double(), torch.eye(8).double())
+    truth, held, raw = 4.0, 0, []
+    for _ in range(60):
+        far, near = (torch.randn(100, 8, generator=generator, dtype=torch.float64) + k * mean for k in (2, 1))
+        far_apart, near_apart = (frechet_distance(reference, Moments.of(part)) for part in (far, near))
+        raw.append(far_apart / near_apart)
+        resampled = (resample(part, reference, 100) for part in (far, near))
+        value, low, high = ratio(far_apart, near_apart, *resampled)
+        assert low < value < high
+        held += low < truth < high
+    assert held >= 50  # of 60 at 95 %: less has a probability below 1e-3
+    assert sum(raw) / len(raw) < 3.6
+
+
+def test_no_ratio_to_what_may_be_at_no_distance():
+    reference = Moments(torch.zeros(8).double(), torch.eye(8).double())
+    generator = torch.Generator().manual_seed(1)
+    parts = [torch.randn(60, 8, generator=generator, dtype=torch.float64) for _ in range(2)]
+    distances = [frechet_distance(reference, Moments.of(part)) for part in parts]
+    assert ratio(*distances, *(resample(part, reference, 100) for part in parts)) is None
 
 
 def test_interval_has_the_width_of_fresh_samples():

@@ -99,7 +99,9 @@ def test_rows(study, graders):
 
     moments = graders.reference.moments
     assert raster["fid"].value == pytest.approx(frechet_distance(moments, Moments.of(features(base["images"]))))
-    assert narrow["fid_ratio"].value == narrow["fid"].value / raster["fid"].value
+    # here what there are few images for is small beside the distances
+    assert narrow["fid_ratio"].value == pytest.approx(narrow["fid"].value / raster["fid"].value, rel=0.02)
+    assert narrow["fid_ratio"].low < narrow["fid_ratio"].value < narrow["fid_ratio"].high
     seen = graders.judge.classify(made["images"])
     right = [seen["object"][i] == ("apple" if "apple" in prompt else "fox") for i, prompt in enumerate(study.prompts)]
     assert narrow["accuracy"]["object"].value == np.mean(right)

@@ -103,7 +103,8 @@ def evaluate(
 
     Strategies are zipar:4, zipar:2, the default and jacobi:32 unless told otherwise; of clips also zipar:4:wave with a
     frame delay of as many passes as a row has tokens. Networks look at clips frame by frame, and the mean counts, but
-    for the judge that a model of clips ships with, which sees them whole.
+    for the judge that a model of clips ships with, which sees them whole. Passes and seconds are those of --batch-size
+    images together: there jacobi drafts less far than for one, and takes more passes.
 
     Fidelity needs no reference, and has three figures, in nats a token. Divergence is how far the distribution that the
     tokens were drawn from is from raster's: exactly 0 for all that is lossless, and an estimate where drafts were drawn

@@ -133,16 +133,39 @@ def interval(estimate: float, resampled: Tensor, confidence: float = 0.95) -> tu
     """
     confidence = level(confidence)
     estimate = real("estimate", estimate, lambda x: True, "a number")
-    if (
-        not isinstance(resampled, Tensor)
-        or resampled.ndim != 1
-        or not resampled.is_floating_point()
-        or not len(resampled)
-    ):
-        raise refusal("resampled", resampled, "a tensor (n,) of numbers")
-    tail = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=resampled.dtype)
-    low, high = (resampled.quantile(tail) - resampled.mean() + estimate).tolist()
+    low, high = (_quantiles(resampled, confidence) - resampled.mean() + estimate).tolist()
     return low, high
+
+
+def ratio(
+    a: float, b: float, resampled_a: Tensor, resampled_b: Tensor, confidence: float = 0.95
+) -> tuple[float, float, float] | None:
+    """How many times as far ``a``'s population is as ``b``'s, with the interval; None if ``b``'s may be at no distance.
+
+    A sample's distance lies above its population's, by about what resamples' lie above the sample's: without that
+    correction, which both need, the ratio of two samples is nearer to 1 than that of their populations. The interval is
+    Fieller's: the ratios that the paired ``resampled_a``, ``resampled_b`` (n,) do not refute.
+
+    Raises:
+        ZipARError: an argument is of a wrong type, or the confidence is none.
+    """
+    confidence = level(confidence)
+    far, near = (2 * sample - resampled.mean() for sample, resampled in ((a, resampled_a), (b, resampled_b)))
+    off_far, off_near = (resampled - resampled.mean() for resampled in (resampled_a, resampled_b))
+    if near <= off_near.abs().quantile(confidence):
+        return None
+    value = low = high = far / near
+    for _ in range(50):  # each step is shorter than the last, for ``off_near`` is less than ``near``
+        low = (far - _quantiles(off_far - low * off_near, confidence)[1]) / near
+        high = (far - _quantiles(off_far - high * off_near, confidence)[0]) / near
+    return float(value), float(low), float(high)
+
+
+def _quantiles(values: Tensor, confidence: float) -> Tensor:
+    """The lower and the upper one, (2,)."""
+    if not isinstance(values, Tensor) or values.ndim != 1 or not values.is_floating_point() or not len(values):
+        raise refusal("resampled", values, "a tensor (n,) of numbers")
+    return values.quantile(torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=values.dtype))
 
 
 def _features(given: Any) -> Tensor:

@@ -14,7 +14,7 @@ from zipar.decoding import names
 from zipar.decoding.raster import Raster
 from zipar.decoding.strategy import Strategy
 from zipar.evaluation.accuracy import paired_difference, verdicts, wilson
-from zipar.evaluation.fid import Moments, frechet_distance, interval, resample
+from zipar.evaluation.fid import Moments, frechet_distance, interval, ratio, resample
 from zipar.evaluation.judge import Judge
 from zipar.evaluation.manifold import NEIGHBOURS, precision_recall
 from zipar.evaluation.samples import Study
@@ -213,8 +213,8 @@ def _row(found: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
     if "fid" in found:
         row["fid"] = Estimate(found["fid"], *interval(found["fid"], found["resampled"]))
         if not alone:
-            ratio = found["fid"] / base["fid"]
-            row["fid_ratio"] = Estimate(ratio, *interval(ratio, found["resampled"] / base["resampled"]))
+            apart = ratio(found["fid"], base["fid"], found["resampled"], base["resampled"])
+            row |= {} if apart is None else {"fid_ratio": Estimate(*apart)}
     row.update({name: found[name] for name in ("precision", "recall") if name in found})
     if "verdicts" in found:
         named = {name: verdict for name, verdict in found["verdicts"].items() if len(verdict)}
