@@ -123,21 +123,28 @@ def timed(study: Study, strategies: Sequence[Strategy], images: int) -> dict[str
     return {"machine": machine(), "seconds": {name: statistics.median(values) for name, values in taken.items()}}
 
 
-def verdict(name: str, rows: Sequence[Row], exact: Row) -> str:
+def verdict(name: str, found: Studied) -> str:
     """Whether the default keeps its promise: a fifth of the passes, and images as good as raster's."""
+    rows, exact = found.report.rows, found.exact
     row = next(row for row in rows if row["strategy"] == DEFAULT)
     accuracies = row["accuracy_difference"]
-    apart = row.get("fid_ratio")
+
+    def fid(row: Row) -> str:
+        apart = row.get("fid_ratio")
+        return _held(apart, 1, 0.03, "{:.2f}") if apart else "open, raster's own may be no distance at all"
+
     parts = [
         f"80 % fewer passes than raster order: {'yes' if row['fewer'] >= 0.8 else 'no'}, {row['fewer']:.1%}",
         "surprise excess, against raster's, within 0.02 nats: " + _held(row["excess_difference"], 0, 0.02, "{:+.3f}"),
         "divergence within 0.02 nats: " + _held(row["divergence"], 0, 0.02, "{:.4f}"),
-        "FID within 3 % of raster's: "
-        + (_held(apart, 1, 0.03, "{:.2f}") if apart else "open, raster's own may be no distance at all"),
+        f"FID within 3 % of raster's: {fid(row)}",
         "accuracy within 1 point: " + _held(accuracies[list(accuracies)[-1]], 0, 0.01, "{:+.1%}"),
         "raster's very image in 25 % of its passes: "
         f"{'yes' if exact['fewer'] >= 0.75 else 'no'}, in {1 - exact['fewer']:.0%}",
     ]
+    if found.independent:
+        other = next(row for row in found.independent.rows if row["strategy"] == DEFAULT)
+        parts.insert(4, f"by EfficientNet's features: {fid(other)}")
     return f"- `{name}` ({rows[0]['entropy'].value:.2f} nats a token): {'; '.join(parts)}."
 
 
@@ -208,7 +215,7 @@ def main() -> None:
         default=DEFAULT,
         nats=names.DEFAULT.nats,
         floor=FLOOR,
-        verdict="\n".join(verdict(name, each.report.rows, each.exact) for name, each in found.items()),
+        verdict="\n".join(verdict(name, each) for name, each in found.items()),
         sections="\n".join(section(name, each) for name, each in found.items()),
     )
     (args.docs / "quality.md").write_text(filled, encoding="utf-8")

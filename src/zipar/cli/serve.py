@@ -13,6 +13,7 @@ from zipar.errors import ZipARError, reason
 from zipar.serving import torchrun
 
 
+@orderly()
 def serve(
     models: Annotated[
         list[str] | None,
@@ -157,8 +158,7 @@ def serve(
             api_key=api_key,
             allowed_origins=allowed_origins or (),
         )
-        with orderly():
-            run(setup, ray_address, host, port, (least, most))
+        run(setup, ray_address, host, port, (least, most))
         return
     try:
         from zipar.serving import server
@@ -191,7 +191,7 @@ def serve(
         follow(load)
         return
     taken = server.bind(host, port)
-    with orderly(), session.enough_memory(), leading() as leader:
+    with session.enough_memory(), leading() as leader:
         leader.call_up()
         served = load()
         with Scheduler(served, rows=rows, lanes=lanes, queue=queue, aliases=aliased, lane=leader.lane) as scheduler:
