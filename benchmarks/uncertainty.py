@@ -2,8 +2,8 @@
 
     python benchmarks/uncertainty.py emoji=64 fashion=64 DIRECTORY=64...
 
-Each model is made surer and less sure of its tokens by temperature; guidance and filters are off, unless it is asked at
-its own defaults; with more than 256 tokens it is asked at these alone. Finished batches stay in ``--output``, so that a
+Each model is asked at its own defaults and, if it has no more than 256 tokens, made surer and less sure of them by
+temperature, by guidance and by top-k, one at a time. Finished batches stay in ``--output``, so that a
 run that was killed goes on where it was. Nothing is timed.
 """
 
@@ -26,7 +26,7 @@ from zipar.models import auto
 from zipar.models.base import VisualModel
 
 STRATEGIES = ["zipar:4", "zipar:2", "zipar:4:8", "zipar:2:8:wave", names.name(names.DEFAULT), "jacobi:32"]
-TEMPERATURES = (1.0, 1.5)
+ASKED = [Sampling(), Sampling(temperature=1.5), Sampling(guidance_scale=3.0), Sampling(top_k=100)]
 COLUMNS = ["strategy", "forward_passes", "fewer", "divergence", "excess", "entropy", "gap"]
 Rows = Sequence[Mapping[str, Any]]
 
@@ -36,8 +36,7 @@ def measured(place: str, images: int, args: argparse.Namespace) -> Iterator[tupl
     directory = auto.find(place)
     model = auto.load(directory, device="cpu")
     large = model.grid(*model.image_size).tokens > 256
-    temperatures = [] if large else [Sampling(temperature=each) for each in args.temperatures]
-    for asked in dict.fromkeys([model.defaults, *temperatures]):
+    for asked in dict.fromkeys([model.defaults, *([] if large else ASKED)]):
         yield under(asked, model, directory, images, args)
 
 
@@ -58,6 +57,7 @@ def under(
     )
     title = f"{directory.name}, {study.grid.rows} x {study.grid.columns} tokens, temperature {asked.temperature:g}"
     title += f", guidance {asked.guidance_scale:g}" if asked.guided else ""
+    title += f", top-k {asked.top_k}" if asked.top_k else ""
     strategies = [alone(names.parse(name)) for name in args.strategies]
     report = evaluate(study, strategies, Graders(), 0, lambda each, made: print(title, names.name(each), made))
     return title, report.rows
@@ -66,7 +66,7 @@ def under(
 def plot(found: Mapping[str, Rows], path: Path) -> None:
     """Over the entropy of raster's images: passes, and divergence with its interval.
 
-    A colour a strategy, a marker a model, and a line through each model's temperatures.
+    A colour a strategy, a marker a model, and a line through what each model was asked for.
     """
     figure = Figure((11, 4.8), layout="constrained")
     passes, divergence = figure.subplots(1, 2)
@@ -115,7 +115,6 @@ def main() -> None:
     parser.add_argument("models", nargs="+", type=pair, metavar="MODEL=IMAGES", help="embedded names or directories")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--strategies", nargs="+", default=STRATEGIES)
-    parser.add_argument("--temperatures", nargs="+", type=float, default=TEMPERATURES)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/uncertainty"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     args = parser.parse_args()

@@ -3,9 +3,11 @@
 import logging
 import os
 import re
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import current_thread, main_thread
 from typing import Any
 
 from zipar.errors import ZipARError, reason
@@ -38,6 +40,9 @@ def connected(address: str | None) -> Iterator[None]:
             # Ray would wait for minutes where nobody listens
             socket.create_connection((there[1].strip("[]"), int(there[2])), PATIENCE).close()
         ray.init(**given, log_to_driver=False, logging_level=logging.ERROR)
+        if current_thread() is main_thread():
+            # Ray puts a handler around it that ends the process 3 s later, whatever is still to be finished
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     except (RayError, OSError, RuntimeError, ValueError, OverflowError) as error:
         where = address or "on this machine"
         raise ZipARError(f"no Ray cluster {where} ({reason(error)}): give the address of one that runs") from error
