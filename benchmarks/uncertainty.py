@@ -66,7 +66,7 @@ def under(
 def plot(found: Mapping[str, Rows], path: Path) -> None:
     """Over the entropy of raster's images: passes, and divergence with its interval.
 
-    A colour a strategy, a marker a model, and a line through what each model was asked for.
+    A colour a strategy, a marker a model, one for each way in which it was asked.
     """
     figure = Figure((11, 4.8), layout="constrained")
     passes, divergence = figure.subplots(1, 2)
@@ -82,8 +82,8 @@ def plot(found: Mapping[str, Rows], path: Path) -> None:
             bold = name == names.name(names.DEFAULT)
             style: dict[str, Any] = {
                 "marker": marker,
-                "markersize": 5,
-                "linewidth": 2.5 if bold else 1,
+                "markersize": 8 if bold else 5,
+                "linestyle": "none",
                 "color": f"C{index - 1}",
             }
             label = name if model == models[0] else None
@@ -94,7 +94,7 @@ def plot(found: Mapping[str, Rows], path: Path) -> None:
     passes.set(xlabel="nats a token, raster order", ylabel="forward passes, % of raster's", ylim=(0, None))
     ticks = (0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
     divergence.set_yscale("symlog", linthresh=0.02)
-    divergence.set(xlabel="nats a token, raster order", ylabel="divergence, nats a token", ylim=(0, 0.4))
+    divergence.set(xlabel="nats a token, raster order", ylabel="divergence, nats a token", ylim=(0, 0.5))
     divergence.set_yticks(ticks, map(str, ticks))
     for axis in (passes, divergence):
         axis.grid(alpha=0.3)

@@ -35,14 +35,15 @@ def connected(address: str | None) -> Iterator[None]:
     """
     own = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECTS}
     given: dict[str, Any] = {"address": address} if address else own
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         if there := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address or ""):
             # Ray would wait for minutes where nobody listens
             socket.create_connection((there[1].strip("[]"), int(there[2])), PATIENCE).close()
         ray.init(**given, log_to_driver=False, logging_level=logging.ERROR)
         if current_thread() is main_thread():
-            # Ray puts a handler around it that ends the process 3 s later, whatever is still to be finished
-            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+            # Ray's own ends the process 3 s later, whatever is still to be finished
+            signal.signal(signal.SIGTERM, handler)
     except (RayError, OSError, RuntimeError, ValueError, OverflowError) as error:
         where = address or "on this machine"
         raise ZipARError(f"no Ray cluster {where} ({reason(error)}): give the address of one that runs") from error
