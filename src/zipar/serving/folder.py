@@ -154,7 +154,8 @@ class Manifest:
         for record in others.values():
             if record["id"] not in self.done and stands(record):
                 self.done.add(record["id"])
-                self.elsewhere |= {record["id"]} if "error" in record else set()
+                if "error" in record:
+                    self.elsewhere.add(record["id"])
 
     def add(self, record: Record) -> None:
         """Write what became of an id."""

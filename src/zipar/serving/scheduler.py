@@ -264,12 +264,10 @@ class Scheduler:
             return not self._stopping
 
     def _each(self, work: Callable[[_Pool], None]) -> None:
-        """Do it to every lane that holds images; whatever happens to one, others go on, unless the device is dead."""
+        """Do it to every lane that holds images; whatever happens to one, others go on."""
         for pool in [pool for pool in self._pools.values() if pool.images]:
             try:
                 work(pool)
-            except DEAD:
-                raise
             except Exception as error:
                 del self._pools[pool.style]
                 for image in pool.images.values():
@@ -307,8 +305,6 @@ class Scheduler:
                 continue
             try:
                 pool = self._pool(image.job.order.style, coming)
-            except DEAD:
-                raise
             except Exception as error:
                 self._leave_queue(image)
                 self._fail(image, error)
@@ -347,8 +343,6 @@ class Scheduler:
         for group in alike.values():
             try:
                 self._admit(pool, group)
-            except DEAD:
-                raise
             except Exception:  # over one of them
                 for image in group:
                     try:
@@ -392,18 +386,15 @@ class Scheduler:
 
     def _paint(self, work: Callable[..., None], image: _Image, *arguments: Any) -> None:
         def settle(done: Future[None]) -> None:
-            if (error := done.exception()) is not None:  # of the device, else the work has told of it
-                log.error("the painter failed", exc_info=error)
-                self._fail(
-                    image, APIError(500, "the server failed over this image, and has written down why: try again")
-                )
+            if isinstance(error := done.exception(), Exception):  # of the device, else the work has told of it
+                self._fail(image, error)
 
         try:
             done = self._painter.put(work, image.job.order.style.served.model.device, image, *arguments)
         except Exception as error:
-            self._fail(image, error)
-            raise
+            return self._fail(image, error)
         done.add_done_callback(settle)
+        return None
 
     def _show(self, image: _Image, tokens: Tensor, born: Tensor, number: int) -> None:
         """The painter's: a partial image."""
@@ -457,6 +448,12 @@ class Scheduler:
             error = APIError.of(error)
         elif isinstance(error, torch.OutOfMemoryError):
             error = _down("the server has too little memory for this image: try again later")
+        elif isinstance(error, DEAD):
+            log.error("the engine is dead", exc_info=error)
+            with self._changed:
+                self._stopping = True
+                self._changed.notify()
+            error = _down("the server's device failed: try again")
         elif not isinstance(error, APIError):
             log.error("an image failed", exc_info=error)
             error = APIError(500, "the server failed over this image, and has written down why: try again")
